@@ -1,0 +1,1 @@
+"""The container, the byte ledger and the one-file program."""

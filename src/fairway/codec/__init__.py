@@ -1,0 +1,1 @@
+"""General compressors behind one call."""

@@ -1,0 +1,1 @@
+"""Corpora, tokenizers, byte tables, shards, manifests and loaders."""

@@ -1,0 +1,64 @@
+"""Atomic writes: a file is there whole or not at all, and a full disk or a locked folder is one clear line."""
+
+import json
+import os
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+from .problem import Problem
+
+
+@contextmanager
+def replacing(path):
+    """Yields a temporary path beside `path`; renames it over `path` if the block ends well, removes it otherwise.
+
+    Raises Problem when the operating system refuses (full disk, read-only folder, folder in the way).
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        os.close(handle)
+    except OSError as error:
+        raise Problem(f"cannot write {path}: {error.strerror}; free space or choose another folder") from error
+    part = Path(name)
+    try:
+        yield part
+        # mkstemp makes files private; what a run leaves behind should be as readable as any other file.
+        mask = os.umask(0)
+        os.umask(mask)
+        part.chmod(0o666 & ~mask)
+        part.replace(path)
+    except OSError as error:
+        raise Problem(f"cannot write {path}: {error.strerror or error}; free space or choose another folder") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_bytes(path, data):
+    """Writes bytes atomically and flushes them to the disk before the rename."""
+    with replacing(path) as part, open(part, "wb") as out:
+        out.write(data)
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def write_text(path, text):
+    """Writes UTF-8 text atomically."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path, value):
+    """Writes indented JSON atomically; refuses NaN, which other readers of JSON do not accept."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path):
+    """Reads JSON; Problem names the file when it is absent or broken."""
+    try:
+        return json.loads(Path(path).read_text())
+    except OSError as error:
+        raise Problem(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise Problem(f"{path} is not valid JSON ({error}); write it again") from error

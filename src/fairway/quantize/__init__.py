@@ -1,0 +1,1 @@
+"""Schemes that turn tensors into integer codes and back, and the policy by role."""

@@ -1,0 +1,28 @@
+"""The recipe: one frozen tree that says what is trained, how, and how it is packed and scored."""
+
+from dataclasses import dataclass
+
+from .node import Node, walk
+
+
+@dataclass(frozen=True)
+class Recipe(Node):
+    """Everything that decides a run, apart from its data, its seed and its budget of steps or seconds.
+
+    Recipes are functions in `recipes/` that return one of these; a variant calls another and amends it.
+    """
+
+    name: str
+    model: Node
+    loader: Node
+    train: Node
+    optim: tuple[Node, ...]
+    quantize: tuple[Node, ...]
+    codec: Node
+    evaluate: Node
+    average: tuple[Node, ...] = ()
+    cap: int = 16_000_000  # bytes of train_gpt.py and model.bin together
+
+    def kinds(self):
+        """The types of all nodes in the tree, each once, in order of appearance."""
+        return list(dict.fromkeys(type(node) for _, node in walk(self)))

@@ -1,0 +1,1 @@
+"""The scorer that owns tokens and bytes, and its windows."""

@@ -1,0 +1,1 @@
+"""The loop, the clock's use, ranks and checkpoints."""
