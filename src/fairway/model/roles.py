@@ -39,22 +39,27 @@ class Part(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.owned = {}  # parameter name -> (role, leaves or None)
+        self.owned = {}  # attribute -> (role, ((leaf name, role, layer), ...) along dimension 0, or one leaf's name)
 
-    def own(self, name, data, role, leaves=None):
-        """Registers a parameter. `leaves` names its slices along dimension 0 as (name, role, layer), in order;
-        without it the parameter is one leaf under its own name."""
+    def own(self, attribute, name, data, role):
+        """Registers a parameter that files know whole, as `name`."""
+        self._register(attribute, data, role, name)
+
+    def own_bank(self, attribute, data, role, leaves):
+        """Registers a bank [N, ...] whose N slices files know one by one: `leaves` lists (name, role, layer)."""
+        if len(leaves) != data.shape[0]:
+            raise ValueError(f"{attribute}: {len(leaves)} leaves for {data.shape[0]} slices")
+        self._register(attribute, data, role, tuple(leaves))
+
+    def own_per_layer(self, attribute, name, data, role="scalar"):
+        """Registers a bank with one slice a layer; files know `blocks.<layer>.<name>`."""
+        self.own_bank(attribute, data, role, [(f"blocks.{i}.{name}", role, i) for i in range(data.shape[0])])
+
+    def _register(self, attribute, data, role, leaves):
         if role.split(".")[0] not in ROLES:
             raise ValueError(f"unknown role {role!r}: one of {', '.join(ROLES)}")
-        if leaves is not None and len(leaves) != data.shape[0]:
-            raise ValueError(f"{name}: {len(leaves)} leaves for {data.shape[0]} slices")
-        self.register_parameter(name, nn.Parameter(data.float()))
-        self.owned[name] = (role, leaves)
-
-    def per_layer(self, name, data, role="scalar"):
-        """Registers a parameter with one slice a layer [L, ...]; files know `blocks.<layer>.<name>`."""
-        leaves = [(f"blocks.{layer}.{name}", role, layer) for layer in range(data.shape[0])]
-        self.own(name, data, role, leaves)
+        self.register_parameter(attribute, nn.Parameter(data.float()))
+        self.owned[attribute] = (role, leaves)
 
 
 def parameter_roles(model):
@@ -72,16 +77,15 @@ def parameter_roles(model):
 def leaf_views(model):
     """Yields (Leaf, view of the parameter's data), in the model's order; canonical names are unique."""
     seen = set()
-    for path, module in model.named_modules():
-        for name, (role, leaves) in module.owned.items() if isinstance(module, Part) else ():
-            data = getattr(module, name).data
-            whole = [(f"{path}.{name}" if path else name, role, -1)]
-            for index, (leaf_name, leaf_role, layer) in enumerate(leaves or whole):
-                view = data[index] if leaves else data
-                if leaf_name in seen:
-                    raise ValueError(f"two leaves are called {leaf_name}")
-                seen.add(leaf_name)
-                yield Leaf(leaf_name, leaf_role, layer, tuple(view.shape)), view
+    for module in model.modules():
+        for attribute, (role, leaves) in module.owned.items() if isinstance(module, Part) else ():
+            data = getattr(module, attribute).data
+            slices = [((leaves, role, -1), data)] if isinstance(leaves, str) else zip(leaves, data, strict=True)
+            for (name, leaf_role, layer), view in slices:
+                if name in seen:
+                    raise ValueError(f"two leaves are called {name}")
+                seen.add(name)
+                yield Leaf(name, leaf_role, layer, tuple(view.shape)), view
 
 
 def load_leaves(model, tensors):

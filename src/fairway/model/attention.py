@@ -1,0 +1,47 @@
+"""Grouped-query attention with its sites. B batch, T positions, D width, H query heads, G key-value heads, K head width."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ..kernels.attention import attention
+from .roles import Part
+
+
+class AttentionModule(Part):
+    """All layers' attention: banks qo [2L, D, D] (queries, then outputs) and kv [2L, GK, D] (keys, then values).
+
+    Query, key and value matrices start orthogonal, output matrices at zero, so that a block starts as the identity.
+    """
+
+    def __init__(self, context, positions, values, taps):
+        super().__init__()
+        self.layers, self.heads, self.kv_heads = context.layers, context.heads, context.kv_heads
+        width, narrow = context.width, context.kv_heads * context.head_width
+        queries = context.init.orthogonal(context.layers, width, width)
+        names = [(kind, layer) for kind in ("query", "output", "key", "value") for layer in range(context.layers)]
+        leaves = [(f"blocks.{layer}.attn.{kind}", f"matrix.{kind}", layer) for kind, layer in names]
+        middle = 2 * context.layers
+        self.own_bank("qo", torch.cat((queries, torch.zeros_like(queries))), "matrix", leaves[:middle])
+        self.own_bank("kv", context.init.orthogonal(middle, narrow, width), "matrix", leaves[middle:])
+        self.positions = nn.ModuleList(node.build(context) for node in positions)
+        self.values = nn.ModuleList(node.build(context) for node in values)
+        self.taps = nn.ModuleList(node.build(context) for node in taps)
+
+    def matrices(self, dtype):
+        """The banks cast once a pass and cut into slices: one cast and one stacked gradient, however often used."""
+        return self.qo.to(dtype).unbind(0), self.kv.to(dtype).unbind(0)
+
+    def forward(self, n_BTD, matrices, layer, carry):
+        qo, kv = matrices
+        q_BTHK = F.linear(n_BTD, qo[layer]).unflatten(-1, (self.heads, -1))
+        k_BTGK = F.linear(n_BTD, kv[layer]).unflatten(-1, (self.kv_heads, -1))
+        v_BTGK = F.linear(n_BTD, kv[self.layers + layer]).unflatten(-1, (self.kv_heads, -1))
+        for part in self.positions:
+            q_BTHK, k_BTGK = part(q_BTHK, k_BTGK, layer)
+        for part in self.values:
+            v_BTGK = part(v_BTGK, layer, carry)
+        y_BTHK = attention(q_BTHK, k_BTGK, v_BTGK)
+        for part in self.taps:
+            y_BTHK = part(y_BTHK, n_BTD, v_BTGK, layer)
+        return F.linear(y_BTHK.flatten(2), qo[self.layers + layer])

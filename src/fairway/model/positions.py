@@ -1,0 +1,79 @@
+"""Site `positions`: q_BTHK, k_BTGK -> the same. B batch, T positions, H and G heads, K head width, F frequencies."""
+
+from dataclasses import dataclass
+
+import torch
+
+from ..kernels.norm import rms_norm
+from ..node import Node
+from ..problem import Problem
+from .roles import Part
+
+
+@dataclass(frozen=True)
+class QKNorm(Node):
+    """RMS norm of queries and keys per head, without weights."""
+
+    def build(self, context):
+        return QKNormModule()
+
+
+class QKNormModule(Part):
+    def forward(self, q_BTHK, k_BTGK, layer):
+        return rms_norm(q_BTHK), rms_norm(k_BTGK)
+
+
+@dataclass(frozen=True)
+class Rotary(Node):
+    """Rotary positions, half-split, on the first `dims` channels of each head (None: all).
+
+    Positions and angles are exact float32: the public bfloat16 buffers kept 641 of 2,048 positions apart.
+    """
+
+    base: float = 10_000.0
+    dims: int | None = None
+
+    def build(self, context):
+        dims = context.head_width if self.dims is None else self.dims
+        if dims % 2 or not 0 < dims <= context.head_width:
+            raise Problem(f"Rotary.dims is {dims}; it must be even and at most the head width {context.head_width}")
+        return RotaryModule(dims, self.base, context.sequence)
+
+
+class RotaryModule(Part):
+    def __init__(self, dims, base, sequence):
+        super().__init__()
+        self.dims = dims
+        frequencies_F = base ** (-torch.arange(0, dims, 2, dtype=torch.float64) / dims)
+        angles_TF = torch.outer(torch.arange(sequence, dtype=torch.float64), frequencies_F)
+        self.register_buffer("cos_TF", angles_TF.cos().float(), persistent=False)
+        self.register_buffer("sin_TF", angles_TF.sin().float(), persistent=False)
+
+    def rotate(self, x_BTHK):
+        length = x_BTHK.shape[1]
+        cos, sin = self.cos_TF[:length, None, :], self.sin_TF[:length, None, :]
+        a, b, rest = x_BTHK.float().tensor_split((self.dims // 2, self.dims), dim=-1)
+        return torch.cat((a * cos + b * sin, b * cos - a * sin, rest), dim=-1).to(x_BTHK.dtype)
+
+    def forward(self, q_BTHK, k_BTGK, layer):
+        return self.rotate(q_BTHK), self.rotate(k_BTGK)
+
+
+@dataclass(frozen=True)
+class QKGain(Node):
+    """A learned gain on each query head, after the rotation (PR #162: 1.5 at init)."""
+
+    init: float = 1.5
+
+    def build(self, context):
+        return QKGainModule(context, self.init)
+
+
+class QKGainModule(Part):
+    def __init__(self, context, value):
+        super().__init__()
+        gain_LH = context.init.normal(context.layers, context.heads, std=0.0) + value
+        self.own_per_layer("gain_LH", "attn.gain", gain_LH)
+
+    def forward(self, q_BTHK, k_BTGK, layer):
+        return q_BTHK * self.gain_LH[layer].to(q_BTHK.dtype).unsqueeze(-1), k_BTGK

@@ -1,0 +1,99 @@
+"""How a block's deltas meet the stream: `join` is the shape of a block, site `residual` what adorns it.
+
+B batch, T positions, D width, L layers.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ..node import Node
+from .roles import Part
+
+
+class JoinModule(nn.Module):
+    """A join maps the stream through one block; `block` offers enter(x, layer), attend(u, layer), feed(u, layer)."""
+
+    def skip(self, x, connect):
+        """Lets an encoder output in: `connect` maps x_BTD to x_BTD."""
+        return connect(x)
+
+    def leave(self, x):
+        """What the head gets after the last block."""
+        return x
+
+
+@dataclass(frozen=True)
+class Sequential(Node):
+    """Attention, then the MLP on what attention has changed."""
+
+    def build(self, context):
+        return SequentialModule()
+
+
+class SequentialModule(JoinModule):
+    def forward(self, x, block, layer):
+        u = block.enter(x, layer)
+        u = u + block.attend(u, layer)
+        return u + block.feed(u, layer)
+
+
+class ResidualPart(Part):
+    """Where a residual technique may act; each method is the identity unless overridden."""
+
+    def enter(self, x_BTD, carry, layer):
+        """On the stream, before the block."""
+        return x_BTD
+
+    def normed(self, n_BTD, layer):
+        """On the normed input of attention and of the MLP."""
+        return n_BTD
+
+    def attended(self, d_BTD, layer):
+        """On attention's delta."""
+        return d_BTD
+
+    def fed(self, d_BTD, layer):
+        """On the MLP's delta."""
+        return d_BTD
+
+
+@dataclass(frozen=True)
+class ResidualMix(Node):
+    """x <- m0 x + m1 x0 before each block, x0 being the stream before the first; (1, 0) at init, the identity."""
+
+    def build(self, context):
+        return ResidualMixModule(context)
+
+
+class ResidualMixModule(ResidualPart):
+    def __init__(self, context):
+        super().__init__()
+        mix_L2D = torch.stack((torch.ones(context.layers, context.width), torch.zeros(context.layers, context.width)), 1)
+        self.own_per_layer("mix_L2D", "residual_mix", mix_L2D)
+
+    def enter(self, x_BTD, carry, layer):
+        keep_D, back_D = self.mix_L2D[layer].to(x_BTD.dtype)
+        return keep_D * x_BTD + back_D * carry.x0_BTD
+
+
+@dataclass(frozen=True)
+class LayerScale(Node):
+    """A learned vector on each block's attention delta and on its MLP delta; ones at init, the identity."""
+
+    def build(self, context):
+        return LayerScaleModule(context)
+
+
+class LayerScaleModule(ResidualPart):
+    def __init__(self, context):
+        super().__init__()
+        self.own_per_layer("attn_LD", "attn.scale", torch.ones(context.layers, context.width))
+        self.own_per_layer("mlp_LD", "mlp.scale", torch.ones(context.layers, context.width))
+
+    def attended(self, d_BTD, layer):
+        return self.attn_LD[layer].to(d_BTD.dtype) * d_BTD
+
+    def fed(self, d_BTD, layer):
+        return self.mlp_LD[layer].to(d_BTD.dtype) * d_BTD

@@ -1,0 +1,135 @@
+"""The spine: inputs -> stream -> planned blocks -> head. It loops over sites and never asks what stands there.
+
+B batch, T positions, D width, V vocabulary, S scored positions.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ..kernels.norm import rms_norm
+from ..node import Node
+from ..problem import Problem
+from .attention import AttentionModule
+from .context import Carry, Initialiser, ModelContext
+from .plan import Plan
+
+
+@dataclass(frozen=True)
+class GPT(Node):
+    """A decoder-only transformer: its sizes, and the techniques at each site."""
+
+    vocab: int
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    sequence: int
+    inputs: tuple[Node, ...]
+    stream: tuple[Node, ...]
+    positions: tuple[Node, ...]
+    values: tuple[Node, ...]
+    taps: tuple[Node, ...]
+    mlp: Node
+    join: Node
+    residual: tuple[Node, ...]
+    plan: Plan
+    head: tuple[Node, ...]
+
+    def __post_init__(self):
+        sizes = {name: getattr(self, name) for name in ("vocab", "width", "layers", "heads", "kv_heads", "sequence")}
+        for name, value in sizes.items():
+            if value < 1:
+                raise Problem(f"model.{name} is {value}; it must be at least 1")
+        if self.width % self.heads or self.heads % self.kv_heads:
+            raise Problem(
+                f"width {self.width}, heads {self.heads}, kv_heads {self.kv_heads}: each must divide the one before it"
+            )
+
+    def build(self, seed=None, dtype=torch.float32):
+        """The module, with activations in `dtype`; initial values from `seed`, or zeros to be loaded into (None)."""
+        orders = self.plan.orders(self.layers)
+        context = ModelContext(
+            self.vocab, self.width, self.layers, self.heads, self.kv_heads, self.width // self.heads, self.sequence,
+            max(order.skips() for order in orders), Initialiser(seed),
+        )  # fmt: skip
+        return GPTModule(self, context, orders, dtype)
+
+
+class GPTModule(nn.Module):
+    """Parameters are float32 masters; each pass casts them to the activations' dtype where they are used."""
+
+    def __init__(self, node, context, orders, dtype):
+        super().__init__()
+        self.dtype, self.orders, self.sequence = dtype, orders, node.sequence
+        self.inputs = nn.ModuleList(part.build(context) for part in node.inputs)
+        self.stream = nn.ModuleList(part.build(context) for part in node.stream)
+        self.attention = AttentionModule(context, node.positions, node.values, node.taps)
+        self.mlp = node.mlp.build(context)
+        self.join = node.join.build(context)
+        self.residual = nn.ModuleList(part.build(context) for part in node.residual)
+        self.skip = node.plan.build(context)
+        self.head = nn.ModuleList(part.build(context) for part in node.head)
+
+    def forward(self, ids_BT, phase=-1, first=0):
+        """Logits_BSV of positions first..T-1. `phase` chooses the plan's order; the last is what scoring uses."""
+        carry = Carry(ids_BT, self.dtype)
+        x = sum(part(carry) for part in self.inputs)
+        for part in self.stream:
+            x = part(x, carry)
+        carry.x0_BTD = x
+        block = Block(self, carry)
+        order, kept = self.orders[phase], []
+        for layer in order.encoder:
+            x = self.join(x, block, layer)
+            kept.append(x)
+        for step, layer in enumerate(order.decoder):
+            if kept:
+                x = self.join.skip(x, lambda lane, out=kept.pop(), step=step: self.skip(lane, out, step))
+            x = self.join(x, block, layer)
+        z = self.join.leave(x)[:, first:]
+        for part in self.head:
+            z = part(z, carry)
+        return z
+
+    def loss(self, ids_BT, targets_BT, phase=-1):
+        """Mean cross-entropy in nats, on float32 logits."""
+        z_BTV = self(ids_BT, phase)
+        return F.cross_entropy(z_BTV.float().flatten(0, 1), targets_BT.flatten())
+
+
+class Block:
+    """The halves of a block as a join calls them, bound to one forward pass."""
+
+    def __init__(self, model, carry):
+        self.model, self.carry = model, carry
+        self.attention = model.attention.matrices(carry.dtype)
+        self.mlp = model.mlp.matrices(carry.dtype)
+
+    def enter(self, x_BTD, layer):
+        """The stream as the block takes it in."""
+        for part in self.model.residual:
+            x_BTD = part.enter(x_BTD, self.carry, layer)
+        return x_BTD
+
+    def attend(self, u_BTD, layer):
+        """Attention's delta."""
+        d_BTD = self.model.attention(self._norm(u_BTD, layer), self.attention, layer, self.carry)
+        for part in self.model.residual:
+            d_BTD = part.attended(d_BTD, layer)
+        return d_BTD
+
+    def feed(self, u_BTD, layer):
+        """The MLP's delta."""
+        d_BTD = self.model.mlp(self._norm(u_BTD, layer), self.mlp, layer)
+        for part in self.model.residual:
+            d_BTD = part.fed(d_BTD, layer)
+        return d_BTD
+
+    def _norm(self, u_BTD, layer):
+        n_BTD = rms_norm(u_BTD)
+        for part in self.model.residual:
+            n_BTD = part.normed(n_BTD, layer)
+        return n_BTD
