@@ -7,8 +7,8 @@ import ast
 import dataclasses
 import difflib
 import hashlib
-import math
 import pprint
+import sys
 import types
 import typing
 from dataclasses import dataclass
@@ -59,7 +59,7 @@ def transform(node, change):
             successor = change(transform(value, change))
             if successor is None:
                 raise Problem(
-                    f"{type(value).__name__} stands alone at {type(node).__name__}.{field.name}: replace it, it cannot be dropped"
+                    f"{type(value).__name__} stands alone at {type(node).__name__}.{field.name}: replace it, do not drop it"
                 )
             fields[field.name] = successor
         elif isinstance(value, tuple):
@@ -131,6 +131,8 @@ def parse_node(text, kinds=None):
         tree = ast.parse(text.strip(), mode="eval").body
     except SyntaxError as error:
         raise Problem(f"not a recipe: line {error.lineno}: {error.msg}") from error
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise Problem(f"not a recipe: {error}") from error
     return _read(tree, kinds)
 
 
@@ -140,7 +142,7 @@ def _read(tree, kinds):
     if not isinstance(tree, ast.Call):
         try:
             return ast.literal_eval(tree)
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise Problem(f"not a node or a plain value: {ast.unparse(tree)[:80]}") from error
     name = tree.func.id if isinstance(tree.func, ast.Name) else ast.unparse(tree.func)
     if name not in kinds:
@@ -153,7 +155,11 @@ def _read(tree, kinds):
     for keyword in tree.keywords:
         if keyword.arg not in types_by_field:
             raise Problem(f"{name} has no field {keyword.arg}{_nearest(keyword.arg, types_by_field)}")
-        values[keyword.arg] = checked(_read(keyword.value, kinds), types_by_field[keyword.arg], f"{name}.{keyword.arg}")
+        if keyword.arg in values:
+            raise Problem(f"{name} names {keyword.arg} twice; leave one out")
+        values[keyword.arg] = _read(keyword.value, kinds)
+        # As it was written, also an int in a float's place: the digest of what is read is that of what was shown.
+        checked(values[keyword.arg], types_by_field[keyword.arg], f"{name}.{keyword.arg}")
     try:
         return kind(**values)
     except TypeError as error:
@@ -170,7 +176,7 @@ def checked(value, kind, where):
 
 def _fits(value, kind):
     if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
@@ -221,11 +227,11 @@ def override(tree, settings):
 
 
 def _value(text, kind, path):
-    literal = {"true": True, "false": False, "none": None}.get(text.strip().lower())
-    if literal is not None or text.strip().lower() == "none":
-        return checked(literal, kind, path)
     if kind is str:
         return text
+    words = {"true": True, "false": False, "none": None}
+    if text.strip().lower() in words:
+        return checked(words[text.strip().lower()], kind, path)
     try:
         value = parse_node(text)
     except Problem:

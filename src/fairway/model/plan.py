@@ -74,5 +74,5 @@ class AddSkipModule(Part):
         super().__init__()
         self.own("weight_SD", "skip.weight", torch.ones(context.skips, context.width), "scalar")
 
-    def forward(self, x_BTD, skip_BTD, step):
+    def forward(self, skip_BTD, x_BTD, step):
         return x_BTD + self.weight_SD[step].to(x_BTD.dtype) * skip_BTD

@@ -4,6 +4,7 @@ B batch, T positions, D width, V vocabulary, S scored positions.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -87,7 +88,7 @@ class GPTModule(nn.Module):
             kept.append(x)
         for step, layer in enumerate(order.decoder):
             if kept:
-                x = self.join.skip(x, lambda lane, out=kept.pop(), step=step: self.skip(lane, out, step))
+                x = self.join.skip(x, partial(self.skip, kept.pop(), step=step))
             x = self.join(x, block, layer)
         z = self.join.leave(x)[:, first:]
         for part in self.head:

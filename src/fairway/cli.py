@@ -1,0 +1,218 @@
+"""The command line: parses and calls, nothing else. Heavy imports wait until a command needs them."""
+
+import json
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from . import __version__
+from .problem import DoesNotHold, Interrupted, Problem
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommandBase:
+    """What every command has: `run(terminal)` gives a JSON-able result and the function that shows it."""
+
+    json: bool = False
+    """print the result as JSON on standard output"""
+
+    def code(self, result):
+        """The exit code of a result that was shown."""
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoCommand(CommandBase):
+    """Builds the embedded corpus, trains a small model on the CPU, packs it, scores the packed file."""
+
+    out: Path = Path("runs")
+    """folder for the data and the run"""
+    steps: int | None = None
+    """fewer steps than the recipe's, for a quick look"""
+
+    def run(self, terminal):
+        from .demo import print_demo, run_demo
+
+        return run_demo(self.out, self.steps, terminal), print_demo
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipesCommand(CommandBase):
+    """Lists the recipes; shows one as a tree; shows how two differ."""
+
+    name: tyro.conf.Positional[str | None] = None
+    """the recipe to show"""
+    diff: str | None = None
+    """another recipe, to compare with"""
+
+    def run(self, terminal):
+        from .listing import list_recipes, show_recipe
+
+        found = list_recipes() if self.name is None else show_recipe(self.name, self.diff)
+        return found, lambda found: print(found["text"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataBuildCommand(CommandBase):
+    """Turns documents into tokenizer, shards and manifest; or downloads the contest's FineWeb shards."""
+
+    source: tyro.conf.Positional[str]
+    """python-docs, fineweb, or a .txt, .jsonl or .jsonl.zst file or a folder of them"""
+    out: Path
+    """the data folder to write"""
+    vocab: int = 1024
+    """pieces of the tokenizer"""
+    tokenizer: Path | None = None
+    """a SentencePiece model to take instead of training one"""
+    normalization: Literal["nmt_nfkc", "identity"] = "nmt_nfkc"
+    """of a trained tokenizer: the contest's, or lossless"""
+    val_source: str | None = None
+    """documents for validation, instead of a part of SOURCE"""
+    shards: int = 1
+    """fineweb: how many training shards"""
+    caseops: bool = False
+    """fineweb: the CaseOps variant"""
+
+    def run(self, terminal):
+        from .listing import build_data, print_manifest
+
+        return build_data(self, terminal), print_manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataCheckCommand(CommandBase):
+    """Checks headers, counts, hashes, disjointness, byte counts; says whether the set is the contest's."""
+
+    folder: tyro.conf.Positional[Path]
+    """a data folder"""
+
+    def run(self, terminal):
+        from .data.check import check_dataset
+        from .listing import print_check
+
+        return check_dataset(self.folder), print_check
+
+    def code(self, result):
+        return 1 if result["failures"] else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainCommand(CommandBase):
+    """Trains a recipe into a run folder, on one CPU or GPU; on several under torchrun -m fairway train ..."""
+
+    name: tyro.conf.Positional[str | None] = None
+    """a recipe's name, or a recipe.py"""
+    data: Path | None = None
+    """data folder"""
+    out: Path | None = None
+    """run folder to make"""
+    resume: Path | None = None
+    """go on with this interrupted run; nothing else is needed"""
+    seed: int = 42
+    """of the initial weights"""
+    steps: int | None = None
+    """stop after so many steps"""
+    seconds: float | None = None
+    """stop after so many seconds of training"""
+    set: tuple[str, ...] = ()
+    """path=value ...: fields of the recipe, as in train.clip=1.0"""
+
+    def run(self, terminal):
+        from .listing import print_run
+        from .stages import resume_training, train
+
+        if self.resume is not None:
+            if self.name or self.data or self.out or self.set or self.steps or self.seconds:
+                raise Problem("--resume RUN takes recipe, data and budget from the run; give nothing else")
+            return resume_training(self.resume, terminal), print_run
+        if not (self.name and self.data and self.out):
+            raise Problem(
+                "give a recipe, --data FOLDER and --out RUN, or --resume RUN; as in: fairway train demo --data D --out R"
+            )
+        return train(self.name, self.data, self.out, self.seed, self.steps, self.seconds, self.set, terminal), print_run
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackCommand(CommandBase):
+    """Quantises, encodes and writes train_gpt.py, model.bin and the byte ledger; exit 1 over the cap."""
+
+    folder: tyro.conf.Positional[Path]
+    """a run folder"""
+
+    def run(self, terminal):
+        from .listing import print_ledger
+        from .stages import pack
+
+        return pack(self.folder, terminal), print_ledger
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreCommand(CommandBase):
+    """Scores the packed file in a fresh model: bits per byte, and the bytes that they imply."""
+
+    folder: tyro.conf.Positional[Path]
+    """a run folder"""
+    data: Path | None = None
+    """data folder, if not the one it was trained on"""
+    keep_nats: bool = False
+    """also write nats.npy, the nats of every target"""
+
+    def run(self, terminal):
+        from .listing import print_score
+        from .stages import score
+
+        return score(self.folder, self.data, self.keep_nats, terminal), print_score
+
+
+DataCommand = (
+    Annotated[DataBuildCommand, tyro.conf.subcommand("build")] | Annotated[DataCheckCommand, tyro.conf.subcommand("check")]
+)
+Command = (
+    Annotated[DemoCommand, tyro.conf.subcommand("demo")]
+    | Annotated[RecipesCommand, tyro.conf.subcommand("recipes")]
+    | Annotated[DataCommand, tyro.conf.subcommand("data", description="Builds and checks data folders.")]
+    | Annotated[TrainCommand, tyro.conf.subcommand("train")]
+    | Annotated[PackCommand, tyro.conf.subcommand("pack")]
+    | Annotated[ScoreCommand, tyro.conf.subcommand("score")]
+)
+
+
+def stop(number, frame):
+    """SIGTERM unwinds like Ctrl-C, so that temporary files are removed."""
+    raise KeyboardInterrupt
+
+
+def main(arguments=None):
+    """Runs one command. Returns the exit code: 0 done, 1 does not hold, 2 wrong input, 130 interrupted."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments == ["--version"]:
+        print(__version__)
+        return 0
+    command = tyro.cli(
+        Command, args=arguments, prog="fairway", config=(tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff),
+        description="Trains, quantises, packs and scores language models under a byte and a time budget.",
+    )  # fmt: skip
+    signal.signal(signal.SIGTERM, stop)
+    from .terminal import Terminal
+
+    terminal = Terminal()
+    try:
+        result, show_result = command.run(terminal)
+    except (Problem, DoesNotHold, Interrupted) as ending:
+        # What stops one rank (a shard, its disk) may not stop the first, which speaks for all otherwise.
+        terminal.quiet &= not isinstance(ending, Problem)
+        terminal.note(f"fairway: {ending}")
+        return {Problem: 2, DoesNotHold: 1, Interrupted: 130}[type(ending)]
+    except KeyboardInterrupt:
+        terminal.note("fairway: interrupted")
+        return 130
+    if not terminal.quiet:
+        if command.json:
+            print(json.dumps(result))
+        else:
+            show_result(result)
+    return command.code(result)

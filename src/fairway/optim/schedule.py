@@ -1,0 +1,66 @@
+"""Budgets and schedules: which fraction of a run is over, and the factor on every group's rate."""
+
+import math
+from dataclasses import dataclass
+
+from ..node import Node
+from ..problem import Problem
+
+
+@dataclass(frozen=True)
+class Budget(Node):
+    """What a run may spend: a number of steps, or seconds on the clock when `seconds` is above 0."""
+
+    steps: int = 20_000
+    seconds: float = 600.0
+
+    def __post_init__(self):
+        if not 0 <= self.seconds < math.inf or self.steps < 1:
+            raise Problem(f"a budget of {self.steps} steps, {self.seconds:g} s: give 1 step or more, 0 s (no clock) or more")
+
+    def progress(self, step, elapsed):
+        """The fraction that is over after `step` steps and `elapsed` seconds, 0 to 1."""
+        fraction = elapsed / self.seconds if self.seconds else step / self.steps
+        return min(1.0, max(fraction, step / self.steps))
+
+    def remaining_steps(self, step, elapsed):
+        """Steps left; under the clock an estimate from the pace so far."""
+        if not self.seconds:
+            return self.steps - step
+        pace = elapsed / max(step, 1)
+        return max(self.seconds - elapsed, 0.0) / pace if pace else float("inf")
+
+
+@dataclass(frozen=True)
+class WarmDownSteps(Node):
+    """1, then linearly to 0 over the last `steps` steps; under the clock they are counted at the pace so far (PR #162)."""
+
+    steps: int = 3000
+
+    def multiplier(self, step, elapsed, budget):
+        """The factor on the rate of 0-based step `step`."""
+        return min(1.0, max(budget.remaining_steps(step, elapsed), 0.0) / self.steps)
+
+
+@dataclass(frozen=True)
+class WarmDownFraction(Node):
+    """1, then linearly to 0 over the last `fraction` of the budget (PR #1514)."""
+
+    fraction: float = 0.667
+
+    def multiplier(self, step, elapsed, budget):
+        """The factor on the rate of 0-based step `step`."""
+        return min(1.0, (1.0 - budget.progress(step, elapsed)) / self.fraction)
+
+
+@dataclass(frozen=True)
+class Ramp(Node):
+    """A value that moves linearly from `start` to `end` over the first `steps` steps: Muon's momentum."""
+
+    start: float = 0.92
+    end: float = 0.99
+    steps: int = 1500
+
+    def at(self, step):
+        """The value at 0-based step `step`."""
+        return self.start + min(step / self.steps, 1.0) * (self.end - self.start)

@@ -1,0 +1,122 @@
+"""Which targets are scored with which context: a plan of windows that covers every target exactly once.
+
+Target i (from 0) is token i + 1 of the stream, predicted from tokens up to i. A window reads the inputs
+[start, start + length) and scores its positions first..length - 1, so targets [start + first, start + length).
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from ..node import Node
+from ..problem import Problem
+
+
+@dataclass(frozen=True, eq=False)
+class WindowPlan:
+    """Windows in the order of what they score: int64 arrays [W]."""
+
+    start: np.ndarray  # index of the first input token
+    length: np.ndarray  # number of input tokens
+    first: np.ndarray  # offset of the first scored position
+
+    def __len__(self):
+        return len(self.start)
+
+    @property
+    def begin(self):
+        """First scored target of every window [W]."""
+        return self.start + self.first
+
+    @property
+    def end(self):
+        """One past the last scored target of every window [W]."""
+        return self.start + self.length
+
+    def batches(self, low, high, size):
+        """Yields (from, to) over the windows low..high - 1: at most `size` neighbours that share length and first."""
+        shape_W2 = np.stack([self.length[low:high], self.first[low:high]], axis=1)
+        changes = np.flatnonzero((shape_W2[1:] != shape_W2[:-1]).any(axis=1)) + low + 1
+        for one, other in pairwise([low, *changes.tolist(), high]):
+            for at in range(one, other, size):
+                yield at, min(at + size, other)
+
+
+@dataclass(frozen=True)
+class Sliding(Node):
+    """Overlapping windows: the first scores all its positions, every later one its last `stride`.
+
+    A target sees min(its index + 1, more than length - stride) tokens. The last window is moved left to end with
+    the last target, at full length, and scores only what is left (PR #162 scored its tail 32 times).
+    """
+
+    length: int = 2048
+    stride: int = 64
+
+    def __post_init__(self):
+        if not 0 < self.stride <= self.length:
+            raise Problem(f"Sliding.stride takes 1 to length ({self.length}), not {self.stride}")
+
+    def plan(self, targets):
+        """The WindowPlan of `targets` targets; fewer than a window make one shorter window."""
+        if targets < 1:
+            raise Problem(f"{targets} targets to score: the validation stream needs at least 2 tokens")
+        length = min(self.length, targets)
+        later = -(-(targets - length) // self.stride)
+        end = np.minimum(length + self.stride * np.arange(later + 1, dtype=np.int64), targets)
+        start = end - length
+        first = np.concatenate([[0], end[:-1] - start[1:]])
+        return WindowPlan(start, np.full_like(start, length), first)
+
+
+@dataclass(frozen=True)
+class NonOverlapping(Node):
+    """Windows side by side, all positions scored; only the last one overlaps, to end with the last target."""
+
+    length: int = 2048
+
+    def __post_init__(self):
+        if self.length < 1:
+            raise Problem(f"NonOverlapping.length takes 1 or more, not {self.length}")
+
+    def plan(self, targets):
+        """The WindowPlan of `targets` targets."""
+        return Sliding(self.length, self.length).plan(targets)
+
+
+@dataclass(frozen=True)
+class Evaluation(Node):
+    """How a stream is scored. `multiple_of` drops the last targets beyond a multiple (the contest's recipes: 2048)."""
+
+    windows: Node
+    multiple_of: int = 1
+    batch_windows: int = 32  # windows in one forward pass; changes speed and memory, not the score
+
+    def __post_init__(self):
+        for name in ("multiple_of", "batch_windows"):
+            if getattr(self, name) < 1:
+                raise Problem(f"Evaluation.{name} takes 1 or more, not {getattr(self, name)}")
+
+    def scored_targets(self, tokens):
+        """How many targets of a stream of `tokens` tokens are scored; Problem when none is."""
+        if tokens < 2:
+            raise Problem(f"the validation stream has {tokens} tokens, a score needs at least 2; build the data again")
+        targets = (tokens - 1) // self.multiple_of * self.multiple_of
+        if not targets:
+            raise Problem(f"{tokens - 1} targets are fewer than multiple_of={self.multiple_of}; set multiple_of to 1")
+        return targets
+
+
+def prove_coverage(plan, targets):
+    """Raises ValueError unless the plan scores every target 0..targets - 1 exactly once, in order."""
+    begin, end = plan.begin, plan.end
+    if not len(plan) or begin[0] != 0 or end[-1] != targets:
+        covered = f"{begin[0]}..{end[-1] - 1}" if len(plan) else "nothing"
+        raise ValueError(f"the windows score targets {covered}, not 0..{targets - 1}")
+    if (bad := np.flatnonzero((plan.start < 0) | (plan.first < 0) | (begin >= end))).size:
+        raise ValueError(f"window {bad[0]} is empty or reads outside of the stream")
+    if (bad := np.flatnonzero(begin[1:] != end[:-1])).size:
+        at = bad[0] + 1
+        fault = "scores again" if begin[at] < end[at - 1] else "leaves out"
+        raise ValueError(f"window {at} {fault} targets: it begins at {begin[at]}, the one before ends at {end[at - 1]}")

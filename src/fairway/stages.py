@@ -1,0 +1,157 @@
+"""The stages as functions from files to files: what the command line calls, and the demo, one after the other."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from . import __version__
+from .artifact.pack import load_packed, pack_run
+from .artifact.program import source_hash
+from .clock import Clock
+from .data.dataset import dataset_bytes, open_dataset, validation_tokens
+from .files import read_json, write_text
+from .kernels.attention import attention_backends
+from .kernels.capability import best_device, capability
+from .model.roles import leaf_views, load_leaves
+from .node import digest, override, parse_node, show
+from .problem import Problem
+from .recipe import Recipe
+from .recipes import RECIPES
+from .runfolder import PACKED, RECIPE, RUN, need, update_run
+from .score.scorer import score_stream
+from .score.stage import evaluation_stages, score_packed
+from .train.dist import start_world
+from .train.loop import train_run
+from .train.trainer import Trainer
+
+
+def find_recipe(name):
+    """The recipe of that name, or the one in a `.py` file that `show` wrote. Problem names the known ones."""
+    if str(name).endswith(".py"):
+        return read_recipe(name)
+    functions = {function.__name__: function for function in RECIPES}
+    if name not in functions:
+        raise Problem(f"no recipe {name!r}: there are {', '.join(functions)}, or give a recipe.py")
+    return functions[name]()
+
+
+def read_recipe(path):
+    """The Recipe in a file. Problem when it is absent or holds something else."""
+    try:
+        recipe = parse_node(Path(path).read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise Problem(f"cannot read {path}: {error}") from error
+    if not isinstance(recipe, Recipe):
+        raise Problem(f"{path} holds a {type(recipe).__name__}, not a Recipe")
+    return recipe
+
+
+def with_budget(recipe, steps, seconds):
+    """The recipe with its budget replaced by a number of steps or by seconds."""
+    if steps is None and seconds is None:
+        return recipe
+    if steps is not None and seconds is not None:
+        raise Problem("give --steps or --seconds, not both")
+    budget = recipe.train.budget
+    budget = replace(budget, steps=steps, seconds=0.0) if steps is not None else replace(budget, seconds=seconds)
+    return replace(recipe, train=replace(recipe.train, budget=budget))
+
+
+def train(name, data, out, seed, steps, seconds, settings, terminal):
+    """Trains a recipe into a new run folder `out`; returns run.json's content."""
+    recipe = override(with_budget(find_recipe(name), steps, seconds), settings)
+    dataset = open_dataset(data)
+    out = Path(out)
+    with start_world() as world:
+        # Every rank looks before rank 0 writes.
+        taken = world.largest([float((out / RUN).exists())])[0]
+        if taken:
+            raise Problem(f"{out} already holds a run; choose another folder, or go on with `fairway train --resume {out}`")
+        facts = {
+            "fairway": __version__, "torch": torch.__version__, "recipe": recipe.name, "recipe_hash": digest(recipe),
+            "source_hash": source_hash(), "data": str(Path(data).resolve()), "data_hash": dataset.data_hash, "seed": seed,
+        }  # fmt: skip
+        return _train_in(world, out, recipe, dataset, seed, facts, terminal, resume=False)
+
+
+def resume_training(folder, terminal):
+    """Goes on with an interrupted run; returns run.json's content."""
+    recipe, run = read_recipe(need(folder, RECIPE, "train")), read_json(need(folder, RUN, "train"))
+    dataset = open_dataset(run["data"])
+    if dataset.data_hash != run["data_hash"]:
+        raise Problem(f"{run['data']} has changed since {folder} began ({run['data_hash']} is now {dataset.data_hash})")
+    with start_world() as world:
+        return _train_in(world, Path(folder), recipe, dataset, run["seed"], {}, terminal, resume=True)
+
+
+def _train_in(world, folder, recipe, dataset, seed, facts, terminal, resume):
+    machine, clock = capability(world.device), Clock()
+    terminal.quiet = world.rank > 0
+    # Before anything is written: what is refused here leaves no folder that looks taken.
+    trainer = Trainer(recipe, dataset, seed, world, machine)
+    if world.rank == 0:
+        if not resume:
+            write_text(folder / RECIPE, show(recipe))
+        update_run(folder, facts | {"device": machine.name, "world_size": world.size})
+    if (start := recipe.train.schedule.multiplier(0, 0.0, recipe.train.budget)) < 1:
+        terminal.note(f"the warm-down is longer than the run: rates start at {start:.2f} of their value")
+    with terminal.progress(f"train {recipe.name}") as bar:
+
+        def report(row, budget):
+            done = budget.progress(row["step"], row["seconds"])
+            bar(done, 1.0, f"step {row['step']} loss {row['loss']:.4f} {row['tokens'] / row['seconds']:,.0f} tokens/s")
+
+        model, results = train_run(folder, trainer, clock, resume, report)
+    if world.rank == 0:
+        # Before the score, which may be interrupted or find a broken shard.
+        update_run(folder, results)
+    if any(not path.exists() for path in dataset.val) or not dataset.val:
+        terminal.note("no validation shards: the weights are not scored")
+    else:
+        with terminal.progress("score the weights") as bar, clock.phase("validate"):
+            scored = score_stream(
+                predictor(model, machine), validation_tokens(dataset), evaluation_stages(recipe)[0], dataset_bytes(dataset),
+                recipe.model.vocab, world.device, world, bar,
+            )  # fmt: skip
+        results |= {"bpb": {"weights": scored.bpb}, "phases": dict(clock.seconds)}
+    return update_run(folder, results) if world.rank == 0 else results
+
+
+def predictor(model, machine):
+    """The model as the scorer calls it: (ids_BT, first) -> logits_BSV."""
+    forward = torch.compile(model, dynamic=False) if machine.compiled else model
+
+    def predict(ids_BT, first):
+        with attention_backends(machine.device):
+            return forward(ids_BT, first=first)
+
+    return predict
+
+
+def pack(folder, terminal):
+    """Quantises and packs a trained run; returns the ledger."""
+    path = need(folder, RECIPE, "train")
+    recipe = read_recipe(path)
+    leaves = [leaf for leaf, _ in leaf_views(recipe.model.build())]
+    terminal.note(f"packing {len(leaves)} tensors")
+    return pack_run(folder, recipe, path.read_text(), leaves, Clock())
+
+
+def score(folder, data, keep_nats, terminal):
+    """Scores the packed file of a run in a fresh model; returns score.json's content."""
+    recipe = read_recipe(need(folder, RECIPE, "train"))
+    packed = need(folder, PACKED, "pack")
+    if data is None:
+        data = read_json(need(folder, RUN, "train")).get("data")
+        if data is None:
+            raise Problem(f"{Path(folder) / RUN} names no data; give --data")
+    dataset, clock, machine = open_dataset(data), Clock(), capability(best_device())
+    if dataset.vocab != recipe.model.vocab:
+        raise Problem(f"{data} has {dataset.vocab} pieces, the model {recipe.model.vocab}; give the data it was trained on")
+    with clock.phase("decode"):
+        model = recipe.model.build(None, machine.activations)
+        load_leaves(model, load_packed(packed, digest(recipe)))
+        model.to(machine.device)
+    with terminal.progress("score the packed file") as bar:
+        return score_packed(folder, recipe, predictor(model, machine), dataset, machine.device, clock, keep_nats, None, bar)

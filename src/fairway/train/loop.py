@@ -1,0 +1,95 @@
+"""The training stage: warm-up, then steps until the budget is spent; averaged weights into the run folder."""
+
+import time
+from collections import deque
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+
+from ..files import write_bytes
+from ..model.roles import leaf_views
+from ..problem import Interrupted
+from ..runfolder import CHECKPOINT, METRICS, WEIGHTS
+from .interrupt import listening
+from .metrics import Metrics
+
+
+def train_run(folder, trainer, clock, resume=False, progress=None):
+    """Runs a fresh Trainer's budget into `folder`: metrics.jsonl and weights.safetensors, the averaged weights by canonical name.
+
+    `progress(row, budget)` is called after each flush of the metrics, on rank 0. Returns the trained model and facts
+    for run.json. An interrupt leaves checkpoint.pt and raises Interrupted.
+    """
+    folder, world, train = Path(folder), trainer.world, trainer.recipe.train
+    try:
+        with clock.phase("compile"):
+            trainer.warm_up()
+        if resume:
+            trainer.restore(folder / CHECKPOINT)
+        metrics = Metrics(folder / METRICS, world)
+        metrics.rewind(trainer.steps_done)
+        with listening() as interrupt:
+            run_steps(trainer, metrics, interrupt, folder, progress)
+    finally:
+        trainer.batches.close()
+    clock.seconds["train"] = trainer.elapsed
+    averages = [average.apply() for average in trainer.averages]
+    if world.rank == 0:
+        write_bytes(folder / WEIGHTS, save({leaf.name: view.cpu().clone() for leaf, view in leaf_views(trainer.model)}))
+        (folder / CHECKPOINT).unlink(missing_ok=True)
+    tokens = trainer.steps_done * train.batch_tokens
+    facts = {"steps": trainer.steps_done, "tokens": tokens, "averages": averages, "phases": dict(clock.seconds)}
+    if world.device.type == "cuda":
+        facts["peak_memory_bytes"] = torch.cuda.max_memory_allocated(world.device)
+    return trainer.model, facts
+
+
+def run_steps(trainer, metrics, interrupt, folder, progress):
+    """Steps until the budget is spent, on one rank's clock."""
+    recipe, world, machine = trainer.recipe, trainer.world, trainer.machine
+    budget, schedule = recipe.train.budget, recipe.train.schedule
+    pace = Pace(machine.device)
+    begin = time.perf_counter() - trainer.elapsed
+    while True:
+        own = time.perf_counter() - begin if world.rank == 0 else 0.0
+        trainer.elapsed, asked = world.largest([own, float(interrupt.asked)])
+        if asked:
+            metrics.flush()
+            trainer.save(folder / CHECKPOINT)
+            raise Interrupted(f"interrupted after step {trainer.steps_done}; go on with `fairway train --resume {folder}`")
+        done = budget.progress(trainer.steps_done, trainer.elapsed)
+        if done >= 1.0:
+            break
+        multiplier = schedule.multiplier(trainer.steps_done, trainer.elapsed, budget)
+        loss, norm = trainer.step(multiplier, recipe.model.plan.phase(done))
+        pace.keep()
+        facts = {
+            "step": trainer.steps_done,
+            "tokens": trainer.steps_done * recipe.train.batch_tokens,
+            "seconds": round(time.perf_counter() - begin, 4),
+            "rate": multiplier,
+        }
+        row = metrics.add(facts, loss, norm)
+        if row and progress and world.rank == 0:
+            progress(row, budget)
+    metrics.flush()
+    world.synchronize()
+    (trainer.elapsed,) = world.largest([time.perf_counter() - begin])
+
+
+class Pace:
+    """Keeps the host at most one step ahead of the GPU, so that the clock it reads is the GPU's to within a step."""
+
+    def __init__(self, device):
+        self.device, self.marks = device, deque()
+
+    def keep(self):
+        """To be called after each step is queued."""
+        if self.device.type != "cuda":
+            return
+        mark = torch.cuda.Event()
+        mark.record()
+        self.marks.append(mark)
+        if len(self.marks) > 1:
+            self.marks.popleft().synchronize()

@@ -1,0 +1,34 @@
+"""The training node of a recipe: batch, budget, schedule, clipping, warm-up."""
+
+from dataclasses import dataclass
+
+from ..node import Node
+from ..optim.schedule import Budget
+from ..problem import Problem
+
+
+@dataclass(frozen=True)
+class Training(Node):
+    """`batch_tokens` a step, in micro-batches of `micro_tokens` a rank; gradients of micro-batches are averaged.
+
+    `warmup_steps` real steps a plan phase run before the clock starts, to compile; then all state is restored.
+    On a CPU nothing is compiled and there is no warm-up.
+    """
+
+    schedule: Node
+    batch_tokens: int = 786_432
+    micro_tokens: int = 98_304
+    budget: Budget = Budget()
+    clip: float = 0.3
+    warmup_steps: int = 20
+
+    def micro_steps(self, world_size, sequence):
+        """Micro-batches a rank works through in each step. Problem when the sizes do not divide."""
+        if self.micro_tokens % sequence:
+            raise Problem(f"train.micro_tokens={self.micro_tokens} is not a multiple of model.sequence={sequence}")
+        if self.batch_tokens % (self.micro_tokens * world_size) or self.batch_tokens < 1:
+            raise Problem(
+                f"train.batch_tokens={self.batch_tokens} is not a multiple of train.micro_tokens={self.micro_tokens}"
+                f" x {world_size} ranks; set train.micro_tokens to a divisor of {self.batch_tokens // world_size}"
+            )
+        return self.batch_tokens // (self.micro_tokens * world_size)

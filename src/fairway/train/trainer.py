@@ -1,0 +1,118 @@
+"""One run's state and its step: model, optimiser, averages, batches; warm-up before the clock; checkpoints.
+
+B sequences a micro-batch and rank, T positions.
+"""
+
+from pathlib import Path
+
+import torch
+
+from ..data.loaders import LoaderContext
+from ..data.prefetch import Prefetcher
+from ..files import replacing
+from ..kernels.attention import attention_backends
+from ..node import digest
+from ..optim.optimizer import Optimizer
+from ..problem import Problem
+
+
+class Trainer:
+    """Everything that a step changes, and nothing else."""
+
+    def __init__(self, recipe, dataset, seed, world, machine):
+        self.recipe, self.world, self.machine = recipe, world, machine
+        self.model = recipe.model.build(seed, machine.activations).to(world.device)
+        self.optimizer = self._fresh_optimizer()
+        self.averages = [node.build(self.model) for node in recipe.average]
+        self.micro_steps = recipe.train.micro_steps(world.size, recipe.model.sequence)
+        if dataset.vocab != recipe.model.vocab:
+            raise Problem(
+                f"{dataset.folder} has {dataset.vocab} pieces, the model {recipe.model.vocab} rows;"
+                f" --set model.vocab={dataset.vocab}"
+            )
+        context = LoaderContext(
+            dataset.train, world.rank, world.size, recipe.train.micro_tokens, recipe.model.sequence, recipe.model.vocab
+        )
+        self.batches = Prefetcher(recipe.loader.build(context), world.device)
+        self.loss = self.model.loss
+        if machine.compiled:
+            self.loss = torch.compile(self.loss, dynamic=False, fullgraph=True)
+        self.steps_done, self.elapsed = 0, 0.0
+
+    def _fresh_optimizer(self):
+        recipe = self.recipe
+        return Optimizer(self.model, recipe.optim, self.world, self.machine.products, recipe.train.clip)
+
+    def step(self, multiplier, phase):
+        """One optimiser step. Returns this rank's mean loss and the gradient norm, both on the device."""
+        total = torch.zeros((), device=self.world.device)
+        for _ in range(self.micro_steps):
+            x_BT, y_BT = self.batches.next()
+            with attention_backends(self.world.device):
+                loss = self.loss(x_BT, y_BT, phase) / self.micro_steps
+                loss.backward()
+            total += loss.detach()
+        norm = self.optimizer.step(multiplier, self.steps_done)
+        self.steps_done += 1
+        for average in self.averages:
+            average.after_step(self.steps_done - 1, multiplier)
+        return total, norm
+
+    def warm_up(self):
+        """Compiles every phase by real steps, then puts parameters, optimiser, averages and batches back as they were."""
+        recipe = self.recipe
+        if not self.machine.compiled or not recipe.train.warmup_steps:
+            return
+        begin, before = self.batches.state(), {name: p.detach().clone() for name, p in self.model.named_parameters()}
+        for phase in range(len(self.model.orders)):
+            for _ in range(recipe.train.warmup_steps):
+                self.step(1.0, phase)
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(before[name])
+        # Fresh objects, so that nothing of the warm-up survives (the public banks kept its momentum).
+        self.optimizer = self._fresh_optimizer()
+        self.averages = [node.build(self.model) for node in recipe.average]
+        self.batches.restart(begin)
+        self.steps_done = 0
+        self.world.synchronize()
+
+    def save(self, path):
+        """Writes a checkpoint from which `restore` continues exactly (a collective call; rank 0 writes)."""
+        state = {
+            "recipe": digest(self.recipe),
+            "world_size": self.world.size,
+            "steps": self.steps_done,
+            "elapsed": self.elapsed,
+            "model": {name: p.detach() for name, p in self.model.named_parameters()},
+            "optimizer": self.optimizer.state(),
+            "averages": [average.state() for average in self.averages],
+            "batches": self.world.gather_objects(self.batches.state()),
+        }
+        if self.world.rank == 0:
+            with replacing(path) as part:
+                try:
+                    torch.save(state, part)
+                except RuntimeError as error:  # torch's zip writer reports a full disk so
+                    raise Problem(f"cannot write {path}: {str(error).splitlines()[0]}; free space and try again") from error
+
+    def restore(self, path):
+        """Continues from a checkpoint. Problem when it is absent, broken, or of another recipe or number of ranks."""
+        if not Path(path).is_file():
+            raise Problem(f"{path} is not there: this run was never interrupted, or has ended; start a new one")
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise Problem(f"{path} cannot be read ({str(error).splitlines()[0]}); start the run anew") from error
+        if state["recipe"] != digest(self.recipe):
+            raise Problem(f"{path} was written by recipe {state['recipe']}, not {digest(self.recipe)}; restore recipe.py")
+        if state["world_size"] != self.world.size:
+            raise Problem(f"{path} was written by {state['world_size']} ranks, not {self.world.size}; resume with as many")
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(state["model"][name])
+        self.optimizer.restore(state["optimizer"])
+        for average, saved in zip(self.averages, state["averages"], strict=True):
+            average.restore(saved)
+        self.batches.restart(state["batches"][self.world.rank])
+        self.steps_done, self.elapsed = state["steps"], state["elapsed"]

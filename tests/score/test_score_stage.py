@@ -1,0 +1,121 @@
+import hashlib
+import json
+import math
+import types
+
+import numpy as np
+import pytest
+import torch
+
+from fairway.clock import Clock
+from fairway.data.dataset import open_dataset
+from fairway.data.shards import write_shard
+from fairway.data.tokenizer import encode_documents, load_tokenizer, train_tokenizer
+from fairway.files import write_json
+from fairway.problem import Problem
+from fairway.runfolder import update_run
+from fairway.score.stage import score_packed
+from fairway.score.windows import Evaluation, Sliding
+
+CPU = torch.device("cpu")
+THINGS, PLACES = ("art", "cost", "end", "use", "sound"), ("war", "rain", "winter", "books", "light")
+TEXTS = [f"The {one} of {other}: {len(one)} ways, naïve or not — 日本.\n" for one in THINGS for other in PLACES]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A dataset without training shards, in two validation shards, and the length of its text."""
+    folder = tmp_path_factory.mktemp("data")
+    train_tokenizer(TEXTS, 320, folder / "tokenizer.model", normalization="identity")
+    tokens = np.concatenate(encode_documents(load_tokenizer(folder / "tokenizer.model"), TEXTS))
+    shards = []
+    for name, part in (("val_000000.bin", tokens[:100]), ("val_000001.bin", tokens[100:])):
+        write_shard(folder / name, part)
+        digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        shards.append({"split": "val", "file": name, "tokens": len(part), "sha256": digest})
+    manifest = {"format": 1, "vocab": 320, "tokenizer": {"file": "tokenizer.model"}, "shards": shards}
+    write_json(folder / "manifest.json", manifest)
+    return open_dataset(folder), len(tokens), len("".join(TEXTS).encode())
+
+
+@pytest.fixture
+def run(tmp_path):
+    (tmp_path / "model.bin").write_bytes(b"packed weights")
+    update_run(tmp_path, {"seed": 1, "bpb": {"weights": 9.0}, "phases": {"train": 5.0}})
+    return tmp_path
+
+
+def score(run, dataset, multiple_of=1, **more):
+    recipe = types.SimpleNamespace(evaluate=Evaluation(Sliding(32, 8), multiple_of))
+    predict = more.pop("predict", lambda ids, first: torch.zeros(*ids[:, first:].shape, 320))
+    return score_packed(run, recipe, predict, dataset, CPU, more.pop("clock", Clock()), **more)
+
+
+def test_a_score_is_written_with_all_that_readers_rely_on(run, data):
+    dataset, tokens, text_bytes = data
+    report = score(run, dataset)
+    assert json.loads((run / "score.json").read_text()) == report
+    # Uniform over 320 ids; the bytes are those of the text itself.
+    assert report["tokens"] == tokens - 1 and report["dropped_targets"] == 0
+    assert report["bytes"] == text_bytes
+    assert report["nats"] == pytest.approx((tokens - 1) * math.log(320), rel=1e-12)
+    assert report["bpb"] == pytest.approx((tokens - 1) * math.log2(320) / text_bytes, rel=1e-12)
+    assert report["implied_bytes"] == pytest.approx(text_bytes, rel=1e-12)
+    assert report["model_sha256"] == hashlib.sha256(b"packed weights").hexdigest()
+    assert report["data_hash"] == dataset.data_hash
+    assert report["windows"] == 1 + math.ceil((tokens - 1 - 32) / 8)
+    (stage,) = report["stages"]
+    assert stage == {"name": "Sliding", "bpb": report["bpb"], "nats": report["nats"], "seconds": report["phases"]["score"]}
+    assert not (run / "nats.npy").exists()
+
+
+def test_the_run_keeps_what_it_knew_and_gains_the_score(run, data):
+    report = score(run, data[0])
+    facts = json.loads((run / "run.json").read_text())
+    assert facts["seed"] == 1
+    assert facts["bpb"] == {"weights": 9.0, "packed": report["bpb"]}
+    assert facts["phases"] == {"train": 5.0, "score": report["phases"]["score"]}
+
+
+def test_a_stage_counts_its_own_seconds_only(run, data):
+    clock = Clock()
+    clock.seconds.update(score=1000.0, decode=2.0)
+    report = score(run, data[0], clock=clock)
+    assert report["phases"]["score"] > 1000 and report["phases"]["decode"] == 2.0
+    assert 0 < report["stages"][0]["seconds"] < 500
+
+
+def test_nats_are_kept_when_asked_and_those_of_another_score_are_not(run, data):
+    report = score(run, data[0], keep_nats=True)
+    nats_N = np.load(run / "nats.npy")
+    assert nats_N.dtype == np.float32 and nats_N.shape == (report["tokens"],)
+    assert nats_N.sum(dtype=np.float64) == pytest.approx(report["nats"], rel=1e-6)
+    score(run, data[0])
+    assert not (run / "nats.npy").exists()
+
+
+def test_the_dropped_targets_are_reported(run, data):
+    dataset, tokens, text_bytes = data
+    report = score(run, dataset, multiple_of=64)
+    assert report["tokens"] % 64 == 0 and 0 < report["dropped_targets"] == tokens - 1 - report["tokens"]
+    assert report["bytes"] < text_bytes
+
+
+def test_only_the_first_rank_writes(run, data):
+    world = types.SimpleNamespace(rank=1, size=2, all_reduce_sum=lambda tensor: tensor.where(tensor != 0, math.log(320)))
+    report = score(run, data[0], world=world)
+    assert report["nats"] == pytest.approx((data[1] - 1) * math.log(320), rel=1e-12)
+    assert not (run / "score.json").exists()
+
+
+def test_a_folder_that_was_not_packed_is_a_problem_that_names_the_stage(tmp_path, data):
+    with pytest.raises(Problem, match="fairway pack"):
+        score(tmp_path, data[0])
+
+
+def test_a_failed_score_leaves_the_last_good_files(run, data):
+    score(run, data[0], keep_nats=True)
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    with pytest.raises(Problem, match="NaN"):
+        score(run, data[0], predict=lambda ids, first: torch.full((*ids[:, first:].shape, 320), math.nan))
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
