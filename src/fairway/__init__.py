@@ -1,3 +1,1 @@
 """Fairway: trains, quantises, packs, scores and referees language models under a byte and a time budget."""
-
-__version__ = "0.1.0"

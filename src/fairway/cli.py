@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from . import __version__
 from .problem import DoesNotHold, Interrupted, Problem
+from .version import VERSION
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +190,7 @@ def main(arguments=None):
     """Runs one command. Returns the exit code: 0 done, 1 does not hold, 2 wrong input, 130 interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments == ["--version"]:
-        print(__version__)
+        print(VERSION)
         return 0
     command = tyro.cli(
         Command, args=arguments, prog="fairway", config=(tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff),
@@ -205,10 +205,10 @@ def main(arguments=None):
     except (Problem, DoesNotHold, Interrupted) as ending:
         # What stops one rank (a shard, its disk) may not stop the first, which speaks for all otherwise.
         terminal.quiet &= not isinstance(ending, Problem)
-        terminal.note(f"fairway: {ending}")
+        terminal.complain(ending)
         return {Problem: 2, DoesNotHold: 1, Interrupted: 130}[type(ending)]
     except KeyboardInterrupt:
-        terminal.note("fairway: interrupted")
+        terminal.complain("interrupted")
         return 130
     if not terminal.quiet:
         if command.json:

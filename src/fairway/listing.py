@@ -7,7 +7,7 @@ from .data.hub import download_fineweb
 from .model.roles import leaf_views
 from .node import show
 from .problem import Problem
-from .recipes import RECIPES
+from .recipes.catalogue import RECIPES
 from .stages import find_recipe
 from .terminal import print_table
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from .node import Node, walk
+from .node import Node
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,3 @@ class Recipe(Node):
     evaluate: Node
     average: tuple[Node, ...] = ()
     cap: int = 16_000_000  # bytes of train_gpt.py and model.bin together
-
-    def kinds(self):
-        """The types of all nodes in the tree, each once, in order of appearance."""
-        return list(dict.fromkeys(type(node) for _, node in walk(self)))

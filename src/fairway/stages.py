@@ -5,25 +5,25 @@ from pathlib import Path
 
 import torch
 
-from . import __version__
 from .artifact.pack import load_packed, pack_run
 from .artifact.program import source_hash
 from .clock import Clock
 from .data.dataset import dataset_bytes, open_dataset, validation_tokens
 from .files import read_json, write_text
 from .kernels.attention import attention_backends
-from .kernels.capability import best_device, capability
+from .kernels.capability import capability
 from .model.roles import leaf_views, load_leaves
 from .node import digest, override, parse_node, show
 from .problem import Problem
 from .recipe import Recipe
-from .recipes import RECIPES
+from .recipes.catalogue import RECIPES
 from .runfolder import PACKED, RECIPE, RUN, need, update_run
 from .score.scorer import score_stream
 from .score.stage import evaluation_stages, score_packed
 from .train.dist import start_world
 from .train.loop import train_run
 from .train.trainer import Trainer
+from .version import VERSION
 
 
 def find_recipe(name):
@@ -61,6 +61,11 @@ def with_budget(recipe, steps, seconds):
 def train(name, data, out, seed, steps, seconds, settings, terminal):
     """Trains a recipe into a new run folder `out`; returns run.json's content."""
     recipe = override(with_budget(find_recipe(name), steps, seconds), settings)
+    window, sequence = recipe.evaluate.windows.length, recipe.model.sequence
+    if window > sequence:
+        raise Problem(
+            f"evaluate.windows.length={window} is longer than model.sequence={sequence}; set it to {sequence} or less"
+        )
     dataset = open_dataset(data)
     out = Path(out)
     with start_world() as world:
@@ -69,7 +74,7 @@ def train(name, data, out, seed, steps, seconds, settings, terminal):
         if taken:
             raise Problem(f"{out} already holds a run; choose another folder, or go on with `fairway train --resume {out}`")
         facts = {
-            "fairway": __version__, "torch": torch.__version__, "recipe": recipe.name, "recipe_hash": digest(recipe),
+            "fairway": VERSION, "torch": torch.VERSION, "recipe": recipe.name, "recipe_hash": digest(recipe),
             "source_hash": source_hash(), "data": str(Path(data).resolve()), "data_hash": dataset.data_hash, "seed": seed,
         }  # fmt: skip
         return _train_in(world, out, recipe, dataset, seed, facts, terminal, resume=False)
@@ -146,12 +151,15 @@ def score(folder, data, keep_nats, terminal):
         data = read_json(need(folder, RUN, "train")).get("data")
         if data is None:
             raise Problem(f"{Path(folder) / RUN} names no data; give --data")
-    dataset, clock, machine = open_dataset(data), Clock(), capability(best_device())
+    dataset, clock = open_dataset(data), Clock()
     if dataset.vocab != recipe.model.vocab:
         raise Problem(f"{data} has {dataset.vocab} pieces, the model {recipe.model.vocab}; give the data it was trained on")
-    with clock.phase("decode"):
-        model = recipe.model.build(None, machine.activations)
-        load_leaves(model, load_packed(packed, digest(recipe)))
-        model.to(machine.device)
-    with terminal.progress("score the packed file") as bar:
-        return score_packed(folder, recipe, predictor(model, machine), dataset, machine.device, clock, keep_nats, None, bar)
+    with start_world() as world:
+        terminal.quiet, machine = world.rank > 0, capability(world.device)
+        with clock.phase("decode"):
+            model = recipe.model.build(None, machine.activations)
+            load_leaves(model, load_packed(packed, digest(recipe)))
+            model.to(world.device)
+        with terminal.progress("score the packed file") as bar:
+            predict = predictor(model, machine)
+            return score_packed(folder, recipe, predict, dataset, world.device, clock, keep_nats, world, bar)

@@ -22,6 +22,10 @@ class Terminal:
         if not self.quiet:
             self.console.print(line, markup=False, soft_wrap=True)
 
+    def complain(self, line):
+        """How a command ended, on one line; never silent, since a fault may be one rank's alone."""
+        self.console.print(f"fairway: {line}", markup=False, soft_wrap=True)
+
     @contextmanager
     def progress(self, title):
         """Yields `show(done, total, text)`: a live bar on a terminal, a line every ten seconds elsewhere."""

@@ -11,7 +11,7 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[2]
 PACKAGE = REPOSITORY / "src" / "fairway"
-BASICS = ("problem", "files", "node", "clock", "runfolder", "recipe", "__init__")
+BASICS = ("problem", "files", "node", "clock", "runfolder", "recipe", "version", "__init__")
 ROOMS = (
     "kernels",
     "data",
@@ -25,6 +25,9 @@ ROOMS = (
     "referee",
     "record",
     "recipes",
+    "stages",
+    "terminal",
+    "listing",
 )
 TOP = ("cli", "demo", "__main__")  # parse and call: they may import everything, also inside functions
 

@@ -5,7 +5,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairway.node import Node, amend, children, digest, drop, node_kinds, override, parse_node, paths, show, swap, transform, walk
+from fairway.node import (
+    Node,
+    amend,
+    children,
+    digest,
+    drop,
+    node_kinds,
+    override,
+    parse_node,
+    paths,
+    show,
+    swap,
+    transform,
+    walk,
+)
 from fairway.problem import Problem
 
 
@@ -35,7 +49,7 @@ class Branch(Node):
 
 TREE = Branch(Twig(number=1), (Twig(number=2), Acorn(2.0), Branch(fruit=(Acorn(3.0),))))
 
-finite = st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(10**20), 10**20)
+finite = st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**53), 2**53)
 twigs = st.builds(
     Twig,
     number=st.integers(),
@@ -69,7 +83,9 @@ def test_repr_and_show_read_back_to_the_same_tree_and_the_same_digest(tree):
         assert repr(back) == repr(tree) and digest(back) == digest(tree)
 
 
-@pytest.mark.parametrize("word", ["it's", 'say "x"', "both ' and \"", "new\nline", "back\\slash", "a word " * 40, "{x}", "日本", ""])
+@pytest.mark.parametrize(
+    "word", ["it's", 'say "x"', "both ' and \"", "new\nline", "back\\slash", "a word " * 40, "{x}", "日本", ""]
+)
 def test_strings_of_all_kinds_survive(word):
     tree = Branch(Twig(word=word, words=(word,)))
     assert parse_node(show(tree)) == parse_node(repr(tree)) == tree
@@ -98,7 +114,7 @@ def test_two_of_one_class_are_told_apart_by_position():
     assert [step for step, *_ in children(tree)] == ["twig", "fruit.Acorn:0", "fruit.Twig", "fruit.Acorn:2"]
     changed = override(tree, ["fruit.Acorn:2.weight=7"])
     assert [item.weight for item in changed.fruit if isinstance(item, Acorn)] == [1.0, 7.0]
-    with pytest.raises(Problem, match="Acorn:0.weight"):
+    with pytest.raises(Problem, match=r"nearest is fruit.Acorn:[02].weight"):
         override(tree, ["fruit.Acorn.weight=7"])
 
 
@@ -174,7 +190,18 @@ def test_nothing_that_runs_is_read(text):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "Twig(", "Twig() Twig()", "x = 1", "Twig(\0)", "{[1]}", "Twig(number={[1]: 2})", "-" * 5000 + "1", "\ud800", "1+" * 5000 + "1"],
+    [
+        "",
+        "Twig(",
+        "Twig() Twig()",
+        "x = 1",
+        "Twig(\0)",
+        "{[1]}",
+        "Twig(number={[1]: 2})",
+        "-" * 5000 + "1",
+        "\ud800",
+        "1+" * 5000 + "1",
+    ],
 )
 def test_what_is_no_expression_or_too_deep_is_one_line(text):
     with pytest.raises(Problem) as problem:

@@ -14,8 +14,8 @@ from fairway.data.tokenizer import encode_documents, load_tokenizer, train_token
 from fairway.files import write_json
 from fairway.problem import Problem
 from fairway.runfolder import update_run
-from fairway.score.stage import score_packed
-from fairway.score.windows import Evaluation, Sliding
+from fairway.score.stage import evaluation_stages, score_packed
+from fairway.score.windows import Evaluation, NonOverlapping, Sliding
 
 CPU = torch.device("cpu")
 THINGS, PLACES = ("art", "cost", "end", "use", "sound"), ("war", "rain", "winter", "books", "light")
@@ -45,8 +45,12 @@ def run(tmp_path):
     return tmp_path
 
 
+def recipe_of(windows, multiple_of=1):
+    return types.SimpleNamespace(evaluate=Evaluation(windows, multiple_of), model=types.SimpleNamespace(sequence=48))
+
+
 def score(run, dataset, multiple_of=1, **more):
-    recipe = types.SimpleNamespace(evaluate=Evaluation(Sliding(32, 8), multiple_of))
+    recipe = recipe_of(more.pop("windows", Sliding(32, 8)), multiple_of)
     predict = more.pop("predict", lambda ids, first: torch.zeros(*ids[:, first:].shape, 320))
     return score_packed(run, recipe, predict, dataset, CPU, more.pop("clock", Clock()), **more)
 
@@ -64,9 +68,34 @@ def test_a_score_is_written_with_all_that_readers_rely_on(run, data):
     assert report["model_sha256"] == hashlib.sha256(b"packed weights").hexdigest()
     assert report["data_hash"] == dataset.data_hash
     assert report["windows"] == 1 + math.ceil((tokens - 1 - 32) / 8)
-    (stage,) = report["stages"]
-    assert stage == {"name": "Sliding", "bpb": report["bpb"], "nats": report["nats"], "seconds": report["phases"]["score"]}
+    first, last = report["stages"]
+    assert first.keys() == last.keys() == {"name", "bpb", "nats", "seconds"}
+    assert (first["name"], last["name"]) == ("NonOverlapping", "Sliding")
+    assert (last["bpb"], last["nats"]) == (report["bpb"], report["nats"])
+    assert first["seconds"] + last["seconds"] == pytest.approx(report["phases"]["score"])
     assert not (run / "nats.npy").exists()
+
+
+def first_seen(ids_BT, first):
+    """Prefers the id that the window shows first, so that windows matter to the score."""
+    z_BSV = torch.zeros(len(ids_BT), ids_BT.shape[1] - first, 320)
+    return z_BSV.scatter(2, ids_BT[:, :1, None].expand(-1, z_BSV.shape[1], 1), 3.0)
+
+
+def test_the_recipe_s_own_windows_make_the_score_and_those_side_by_side_stand_before_it(run, data):
+    report = score(run, data[0], predict=first_seen)
+    plain = score(run, data[0], predict=first_seen, windows=NonOverlapping(48))
+    assert [stage["name"] for stage in plain["stages"]] == ["NonOverlapping"]
+    first, last = report["stages"]
+    assert first["bpb"] == plain["bpb"] != last["bpb"] == report["bpb"]
+
+
+def test_stages_keep_what_else_the_evaluation_says_and_none_comes_twice():
+    own = Evaluation(Sliding(32, 8), 64, 5)
+    recipe = types.SimpleNamespace(evaluate=own, model=types.SimpleNamespace(sequence=48))
+    assert evaluation_stages(recipe) == [Evaluation(NonOverlapping(48), 64, 5), own]
+    assert evaluation_stages(recipe_of(NonOverlapping(48))) == [Evaluation(NonOverlapping(48))]
+    assert len(evaluation_stages(recipe_of(NonOverlapping(32)))) == 2
 
 
 def test_the_run_keeps_what_it_knew_and_gains_the_score(run, data):
@@ -82,7 +111,7 @@ def test_a_stage_counts_its_own_seconds_only(run, data):
     clock.seconds.update(score=1000.0, decode=2.0)
     report = score(run, data[0], clock=clock)
     assert report["phases"]["score"] > 1000 and report["phases"]["decode"] == 2.0
-    assert 0 < report["stages"][0]["seconds"] < 500
+    assert all(0 < stage["seconds"] < 500 for stage in report["stages"])
 
 
 def test_nats_are_kept_when_asked_and_those_of_another_score_are_not(run, data):

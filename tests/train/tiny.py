@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from fairway.node import override
-from fairway.recipes import demo
+from fairway.recipes.demo import demo
 
 SOURCES = Path(__file__).parents[2] / "src"
 VOCAB = 300

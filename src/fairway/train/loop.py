@@ -16,7 +16,7 @@ from .metrics import Metrics
 
 
 def train_run(folder, trainer, clock, resume=False, progress=None):
-    """Runs a fresh Trainer's budget into `folder`: metrics.jsonl and weights.safetensors, the averaged weights by canonical name.
+    """Spends a new Trainer's budget; leaves metrics.jsonl and weights.safetensors, the averaged weights by canonical name.
 
     `progress(row, budget)` is called after each flush of the metrics, on rank 0. Returns the trained model and facts
     for run.json. An interrupt leaves checkpoint.pt and raises Interrupted.

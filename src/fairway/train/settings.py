@@ -24,11 +24,11 @@ class Training(Node):
 
     def micro_steps(self, world_size, sequence):
         """Micro-batches a rank works through in each step. Problem when the sizes do not divide."""
-        if self.micro_tokens % sequence:
-            raise Problem(f"train.micro_tokens={self.micro_tokens} is not a multiple of model.sequence={sequence}")
+        if self.micro_tokens < 1 or self.micro_tokens % sequence:
+            raise Problem(f"train.micro_tokens={self.micro_tokens} is not a multiple of model.sequence={sequence}; take one")
         if self.batch_tokens % (self.micro_tokens * world_size) or self.batch_tokens < 1:
             raise Problem(
                 f"train.batch_tokens={self.batch_tokens} is not a multiple of train.micro_tokens={self.micro_tokens}"
-                f" x {world_size} ranks; set train.micro_tokens to a divisor of {self.batch_tokens // world_size}"
+                f" x {world_size} ranks; take a multiple of {self.micro_tokens * world_size}, or other train.micro_tokens"
             )
         return self.batch_tokens // (self.micro_tokens * world_size)

@@ -3,6 +3,7 @@
 B sequences a micro-batch and rank, T positions.
 """
 
+import zipfile
 from pathlib import Path
 
 import torch
@@ -101,9 +102,12 @@ class Trainer:
         if not Path(path).is_file():
             raise Problem(f"{path} is not there: this run was never interrupted, or has ended; start a new one")
         try:
+            with zipfile.ZipFile(path) as archive:
+                if broken := archive.testzip():  # torch reads tensors without a look at their checksums
+                    raise zipfile.BadZipFile(f"checksum of {broken}")
             state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
-            raise Problem(f"{path} cannot be read ({str(error).splitlines()[0]}); start the run anew") from error
+            raise Problem(f"{path} cannot be read ({str(error).partition(chr(10))[0]}); start the run anew") from error
         if state["recipe"] != digest(self.recipe):
             raise Problem(f"{path} was written by recipe {state['recipe']}, not {digest(self.recipe)}; restore recipe.py")
         if state["world_size"] != self.world.size:

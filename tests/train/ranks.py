@@ -1,0 +1,44 @@
+"""Optimiser steps on one of several ranks, each with gradients of its own: what a process of `test_ranks` runs."""
+
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from fairway.optim.optimizer import Optimizer
+from fairway.train.dist import World
+from train.tiny import tiny
+
+LAYERS = 4  # the banks hold 4 or 8 slices: 3 ranks must pad
+
+
+def gradients(model, step, ranks):
+    """The mean gradient of some ranks, by parameter."""
+    found = []
+    for rank in ranks:
+        random = torch.Generator().manual_seed(100 * step + rank)
+        found.append([torch.randn(p.shape, generator=random) for p in model.parameters()])
+    return [sum(parts) / len(parts) for parts in zip(*found, strict=True)]
+
+
+def optimised(world, ranks, steps=3):
+    """Parameters, optimiser state and gradient norms after some steps from the mean gradient of `ranks` on this process."""
+    recipe = tiny(f"model.layers={LAYERS}")
+    model = recipe.model.build(1)
+    optimizer = Optimizer(model, recipe.optim, world, torch.float32, clip=5.0)
+    norms = []
+    for step in range(steps):
+        for parameter, gradient in zip(model.parameters(), gradients(model, step, ranks), strict=True):
+            parameter.grad = gradient
+        norms.append(optimizer.step(1.0, step))
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    return {"parameters": parameters, "state": optimizer.state(), "norms": torch.stack(norms)}
+
+
+def optimise_rank(rank, size, folder):
+    """Joins `size` processes by a file in `folder`, and leaves there what `optimised` gives."""
+    torch.set_num_threads(1)
+    wait = timedelta(seconds=60)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=size, timeout=wait)
+    torch.save(optimised(World(rank, size, torch.device("cpu")), [rank]), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()

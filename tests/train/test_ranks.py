@@ -1,0 +1,97 @@
+"""Several processes on the CPU (gloo) must learn what one learns.
+
+Measured in float32 between 1 and 2 ranks over 60 steps: losses 2e-7 apart, gradient norms 8e-7, weights 2e-5 of the
+largest of their tensor. The tolerances allow more than ten times as much, as other machines sum in another order.
+"""
+
+import json
+import multiprocessing
+import shutil
+import signal
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fairway.data.shards import open_shard, write_shard
+from fairway.train.dist import World
+from train.ranks import optimise_rank, optimised
+from train.tiny import IN_ORDER, begin, curve, fairway, interrupt, rows, torchrun, train_arguments
+
+STEPS, LOSSES, NORMS, WEIGHTS = 60, 1e-5, 1e-4, 5e-4
+
+
+def apart(one, other):
+    """The largest difference of two tensors, relative to the largest value."""
+    return ((one - other).abs().max() / other.abs().max().clamp(min=1e-12)).item()
+
+
+@pytest.fixture(scope="module")
+def two(tiny_data, tmp_path_factory):
+    """A run of two ranks."""
+    run = tmp_path_factory.mktemp("ranks") / "two"
+    code, out, errors = fairway(*train_arguments(tiny_data, run, IN_ORDER, steps=STEPS), launcher=torchrun(2))
+    assert code == 0, errors
+    assert "Traceback" not in errors and "FutureWarning" not in errors
+    assert out.count("seconds of train") == 1, "one rank speaks for all"
+    return run
+
+
+def test_two_ranks_learn_what_one_learns(two, tiny_data, tmp_path, fairway_here):
+    one = tmp_path / "one"
+    assert fairway_here(*train_arguments(tiny_data, one, IN_ORDER, steps=STEPS))[0] == 0
+    facts, alone = (json.loads((run / "run.json").read_text()) for run in (two, one))
+    assert (facts["world_size"], alone["world_size"]) == (2, 1)
+    assert facts["tokens"] == alone["tokens"]
+    for row, expected in zip(rows(two), rows(one), strict=True):
+        assert row["loss"] == pytest.approx(expected["loss"], rel=LOSSES)
+        assert row["norm"] == pytest.approx(expected["norm"], rel=NORMS)
+    found, expected = (load_file(run / "weights.safetensors") for run in (two, one))
+    assert found.keys() == expected.keys()
+    assert all(apart(value, expected[name]) < WEIGHTS for name, value in found.items())
+    assert facts["bpb"]["weights"] == pytest.approx(alone["bpb"]["weights"], rel=LOSSES)
+
+
+def test_an_interrupt_of_two_ranks_leaves_one_checkpoint_from_which_they_go_on(two, tiny_data, tmp_path):
+    run = tmp_path / "run"
+    process = begin(*train_arguments(tiny_data, run, IN_ORDER, steps=STEPS), launcher=torchrun(2))
+    code, _, errors = interrupt(process, run, 10, signal.SIGTERM)
+    assert code != 0 and errors.count("go on with `fairway train --resume") == 1
+    assert len(rows(run)) < STEPS and (run / "checkpoint.pt").exists()
+    code, _, errors = fairway("train", "--resume", run, launcher=torchrun(2))
+    assert code == 0, errors
+    assert curve(run) == curve(two)
+    assert (run / "weights.safetensors").read_bytes() == (two / "weights.safetensors").read_bytes()
+
+
+def test_what_stops_only_the_second_rank_is_said(tiny_data, tmp_path):
+    data = shutil.copytree(tiny_data, tmp_path / "data")
+    shard = data / "train_000001.bin"  # the second rank's own: ShuffledWindows deals shards out
+    write_shard(shard, np.full(len(open_shard(shard)), 65535))
+    code, out, errors = fairway(*train_arguments(data, tmp_path / "run"), launcher=torchrun(2))
+    assert code != 0 and out == ""
+    assert [line for line in errors.splitlines() if line.startswith("fairway: ")] == [
+        f"fairway: token 65535 in {shard} but the model has 300 rows: data and recipe differ in vocabulary"
+    ]
+
+
+def test_three_ranks_update_uneven_banks_as_one_process_does(tmp_path):
+    spawn = multiprocessing.get_context("spawn")
+    processes = [spawn.Process(target=optimise_rank, args=(rank, 3, str(tmp_path))) for rank in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    # What they leave is asked for, not how they end: gloo's threads now and then abort a process that has done its work.
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(3)]
+    expected = optimised(World(0, 1, torch.device("cpu")), [0, 1, 2])
+    for found in ranks:
+        torch.testing.assert_close(found["norms"], expected["norms"], rtol=1e-6, atol=0)
+        for name, value in found["parameters"].items():
+            assert torch.equal(value, ranks[0]["parameters"][name]), "ranks drift apart"
+            assert apart(value, expected["parameters"][name]) < 1e-5
+        for part, whole in zip(found["state"], expected["state"], strict=True):
+            assert part.keys() == whole.keys()
+            if isinstance(next(iter(whole.values())), torch.Tensor):  # Muon's momentum: whole on every rank
+                assert all(apart(part[name], whole[name]) < 1e-6 for name in whole)
