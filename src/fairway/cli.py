@@ -202,11 +202,12 @@ def main(arguments=None):
     terminal = Terminal()
     try:
         result, show_result = command.run(terminal)
-    except (Problem, DoesNotHold, Interrupted) as ending:
-        # What stops one rank (a shard, its disk) may not stop the first, which speaks for all otherwise.
-        terminal.quiet &= not isinstance(ending, Problem)
-        terminal.complain(ending)
-        return {Problem: 2, DoesNotHold: 1, Interrupted: 130}[type(ending)]
+    except (Problem, DoesNotHold) as fault:
+        terminal.complain(fault)
+        return 2 if isinstance(fault, Problem) else 1
+    except Interrupted as ending:  # of all ranks at once: the first speaks for them
+        terminal.note(f"fairway: {ending}")
+        return 130
     except KeyboardInterrupt:
         terminal.complain("interrupted")
         return 130

@@ -74,7 +74,7 @@ def train(name, data, out, seed, steps, seconds, settings, terminal):
         if taken:
             raise Problem(f"{out} already holds a run; choose another folder, or go on with `fairway train --resume {out}`")
         facts = {
-            "fairway": VERSION, "torch": torch.VERSION, "recipe": recipe.name, "recipe_hash": digest(recipe),
+            "fairway": VERSION, "torch": torch.__version__, "recipe": recipe.name, "recipe_hash": digest(recipe),
             "source_hash": source_hash(), "data": str(Path(data).resolve()), "data_hash": dataset.data_hash, "seed": seed,
         }  # fmt: skip
         return _train_in(world, out, recipe, dataset, seed, facts, terminal, resume=False)

@@ -59,6 +59,10 @@ def train(data, out, *settings, steps=2):
         (("model.mlp=Swiglu()",), "unknown node Swiglu"),
         (("train.clip",), "'train.clip' is not path=value"),
         (("train.budget.steps=0",), "a budget of 0 steps"),
+        (("train.schedule.fraction=0",), "WarmDownFraction.fraction is 0.0"),
+        (("train.schedule=WarmDownSteps(steps=0)",), "WarmDownSteps.steps is 0"),
+        (("optim.Muon.momentum.steps=0",), "Ramp.steps is 0"),
+        (("average.SWA.every=0",), "SWA.every is 0"),
     ],
 )
 def test_a_recipe_that_cannot_be_trained_leaves_no_folder(refused, tiny_data, tmp_path, settings, says):

@@ -40,6 +40,7 @@ def test_every_json_is_what_the_folder_holds(way):
     for stage, name in (("build", "data/manifest.json"), ("pack", "run/ledger.json"), ("score", "run/score.json")):
         assert found[stage] == json.loads((folder / name).read_text())
     run = json.loads((folder / "run" / "run.json").read_text())
+    assert run["bpb"] == {**found["train"]["bpb"], "packed": found["score"]["bpb"]}
     assert found["train"].items() <= {**run, "phases": found["train"]["phases"], "bpb": found["train"]["bpb"]}.items()
 
 

@@ -1,5 +1,6 @@
 """Optimiser steps on one of several ranks, each with gradients of its own: what a process of `test_ranks` runs."""
 
+import weakref
 from datetime import timedelta
 
 import torch
@@ -40,5 +41,7 @@ def optimise_rank(rank, size, folder):
     torch.set_num_threads(1)
     wait = timedelta(seconds=60)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=size, timeout=wait)
+    group = weakref.ref(dist.group.WORLD)
     torch.save(optimised(World(rank, size, torch.device("cpu")), [rank]), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
+    assert group() is None, "somebody keeps the group, whose threads then may abort the process as it ends"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from ..node import Node
+from ..problem import Problem
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,10 @@ class SWA(Node):
 
     below: float = 0.5
     every: int = 50
+
+    def __post_init__(self):
+        if self.every < 1:
+            raise Problem(f"SWA.every is {self.every}; take 1 or more")
 
     def build(self, model):
         return SWAState(self, model)

@@ -37,6 +37,10 @@ class WarmDownSteps(Node):
 
     steps: int = 3000
 
+    def __post_init__(self):
+        if self.steps < 1:
+            raise Problem(f"WarmDownSteps.steps is {self.steps}; take 1 or more")
+
     def multiplier(self, step, elapsed, budget):
         """The factor on the rate of 0-based step `step`."""
         return min(1.0, max(budget.remaining_steps(step, elapsed), 0.0) / self.steps)
@@ -47,6 +51,10 @@ class WarmDownFraction(Node):
     """1, then linearly to 0 over the last `fraction` of the budget (PR #1514)."""
 
     fraction: float = 0.667
+
+    def __post_init__(self):
+        if not 0 < self.fraction <= 1:
+            raise Problem(f"WarmDownFraction.fraction is {self.fraction}; take more than 0, at most 1")
 
     def multiplier(self, step, elapsed, budget):
         """The factor on the rate of 0-based step `step`."""
@@ -60,6 +68,10 @@ class Ramp(Node):
     start: float = 0.92
     end: float = 0.99
     steps: int = 1500
+
+    def __post_init__(self):
+        if self.steps < 1:
+            raise Problem(f"Ramp.steps is {self.steps}; take 1 or more")
 
     def at(self, step):
         """The value at 0-based step `step`."""

@@ -5,6 +5,10 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
+# Its default arguments keep the group of the moment it is imported. Imported later, by torch.optim, it would keep ours
+# past `destroy_process_group`, and gloo's threads would abort a process that ends well (in half of the runs).
+import torch.distributed.nn.functional
+
 from ..kernels.capability import best_device
 
 

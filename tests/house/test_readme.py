@@ -1,0 +1,54 @@
+"""What the README shows is true of the tree: its commands parse, its numbers are the recipes', its technique works."""
+
+import re
+import shlex
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+import tyro
+
+from conformance.table import BASE, random_ids
+from fairway.cli import Command
+from fairway.model.roles import Part, leaf_views
+from fairway.node import Node
+from fairway.recipes.catalogue import RECIPES
+
+REPOSITORY = Path(__file__).parents[2]
+README = (REPOSITORY / "README.md").read_text()
+COMMANDS = re.findall(r"\bfairway ((?:demo|recipes|data|train|pack|score)\b[^`#;&\n]*)", README)
+
+
+def test_the_readme_shows_every_command():
+    assert {command.split()[0] for command in COMMANDS} >= {"recipes", "data", "train", "pack", "score"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_of_the_readme_parses(command):
+    words = shlex.split(command.replace("...", ""))
+    assert tyro.cli(Command, args=words) is not None
+
+
+def test_the_make_targets_of_the_readme_exist():
+    targets = set(re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text(), re.M))
+    named = set(re.findall(r"\bmake ([a-z]+)", README))
+    assert {"demo", "test", "check"} <= named <= targets
+
+
+def test_the_recipes_of_the_readme_have_the_parameters_it_says():
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([\d,]+) \|", README, re.M))
+    counted = {f.__name__: f"{sum(view.numel() for _, view in leaf_views(f().model.build())):,}" for f in RECIPES}
+    assert rows == counted
+
+
+def test_the_technique_of_the_readme_is_the_identity_at_first_and_learns():
+    (source,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    names = {"dataclass": dataclass, "Node": Node, "Part": Part, "torch": torch, "__name__": "readme"}
+    exec(source, names)
+    with_it = replace(BASE, stream=(*BASE.stream, names["ChannelGain"]()))
+    ids_BT = random_ids(BASE, 0, 2)
+    model = with_it.build(seed=1)
+    assert torch.equal(model(ids_BT), BASE.build(seed=1)(ids_BT))
+    model.loss(ids_BT, ids_BT).backward()
+    assert model.stream[-1].gain_D.grad.abs().sum() > 0
