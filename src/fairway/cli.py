@@ -112,8 +112,8 @@ class TrainCommand(CommandBase):
     """run folder to make"""
     resume: Path | None = None
     """go on with this interrupted run; nothing else is needed"""
-    seed: int = 42
-    """of the initial weights"""
+    seed: int | None = None
+    """of the initial weights (42)"""
     steps: int | None = None
     """stop after so many steps"""
     seconds: float | None = None
@@ -126,14 +126,16 @@ class TrainCommand(CommandBase):
         from .stages import resume_training, train
 
         if self.resume is not None:
-            if self.name or self.data or self.out or self.set or self.steps or self.seconds:
-                raise Problem("--resume RUN takes recipe, data and budget from the run; give nothing else")
+            others = (self.name, self.data, self.out, self.seed, self.steps, self.seconds, self.set or None)
+            if any(other is not None for other in others):
+                raise Problem("--resume RUN takes recipe, data, seed and budget from the run; give nothing else")
             return resume_training(self.resume, terminal), print_run
         if not (self.name and self.data and self.out):
             raise Problem(
                 "give a recipe, --data FOLDER and --out RUN, or --resume RUN; as in: fairway train demo --data D --out R"
             )
-        return train(self.name, self.data, self.out, self.seed, self.steps, self.seconds, self.set, terminal), print_run
+        seed = 42 if self.seed is None else self.seed
+        return train(self.name, self.data, self.out, seed, self.steps, self.seconds, self.set, terminal), print_run
 
 
 @dataclass(frozen=True, kw_only=True)

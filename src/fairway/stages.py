@@ -17,7 +17,7 @@ from .node import digest, override, parse_node, show
 from .problem import Problem
 from .recipe import Recipe
 from .recipes.catalogue import RECIPES
-from .runfolder import PACKED, RECIPE, RUN, need, update_run
+from .runfolder import CHECKPOINT, PACKED, RECIPE, RUN, WEIGHTS, need, update_run
 from .score.scorer import score_stream
 from .score.stage import evaluation_stages, score_packed
 from .train.dist import start_world
@@ -77,17 +77,25 @@ def train(name, data, out, seed, steps, seconds, settings, terminal):
             "fairway": VERSION, "torch": torch.__version__, "recipe": recipe.name, "recipe_hash": digest(recipe),
             "source_hash": source_hash(), "data": str(Path(data).resolve()), "data_hash": dataset.data_hash, "seed": seed,
         }  # fmt: skip
-        return _train_in(world, out, recipe, dataset, seed, facts, terminal, resume=False)
+        return _train_in(world, out, recipe, dataset, seed, facts, terminal, False)
 
 
 def resume_training(folder, terminal):
     """Goes on with an interrupted run; returns run.json's content."""
     recipe, run = read_recipe(need(folder, RECIPE, "train")), read_json(need(folder, RUN, "train"))
-    dataset = open_dataset(run["data"])
+    if missing := {"data", "data_hash", "recipe_hash", "seed"} - run.keys():
+        raise Problem(f"{Path(folder) / RUN} names no {min(missing)}: no training began here; start a new run")
+    if digest(recipe) != run["recipe_hash"]:
+        raise Problem(f"{Path(folder) / RECIPE} has changed since the run began; restore it, or start a new run with it")
+    dataset, going_on = open_dataset(run["data"]), (Path(folder) / CHECKPOINT).exists()
+    if not going_on and (Path(folder) / WEIGHTS).exists():
+        raise Problem(f"{folder} has ended; `fairway pack {folder}` is next, or train into another folder")
+    if not going_on:
+        terminal.note(f"{folder} holds no checkpoint: it begins again")
     if dataset.data_hash != run["data_hash"]:
         raise Problem(f"{run['data']} has changed since {folder} began ({run['data_hash']} is now {dataset.data_hash})")
     with start_world() as world:
-        return _train_in(world, Path(folder), recipe, dataset, run["seed"], {}, terminal, resume=True)
+        return _train_in(world, Path(folder), recipe, dataset, run["seed"], {}, terminal, going_on)
 
 
 def _train_in(world, folder, recipe, dataset, seed, facts, terminal, resume):
@@ -96,7 +104,7 @@ def _train_in(world, folder, recipe, dataset, seed, facts, terminal, resume):
     # Before anything is written: what is refused here leaves no folder that looks taken.
     trainer = Trainer(recipe, dataset, seed, world, machine)
     if world.rank == 0:
-        if not resume:
+        if facts:
             write_text(folder / RECIPE, show(recipe))
         update_run(folder, facts | {"device": machine.name, "world_size": world.size})
     if (start := recipe.train.schedule.multiplier(0, 0.0, recipe.train.budget)) < 1:

@@ -143,13 +143,3 @@ def test_a_recipe_file_trains_the_same_as_its_name(tiny_data, tmp_path, fairway_
         assert (code, errors) == (0, [])
     one, other = ((tmp_path / name / "weights.safetensors").read_bytes() for name in ("named", "filed"))
     assert one == other
-
-
-@pytest.mark.slow
-def test_the_demo_ends_with_its_table_and_takes_the_next_free_folder(tmp_path):
-    (tmp_path / "demo-1").mkdir()
-    code, out, errors = fairway("demo", "--steps", 3, "--out", tmp_path)
-    assert code == 0, errors
-    for words in ("bits per byte of held-out files", "bytes by owner", "seconds by phase", str(tmp_path / "demo-2")):
-        assert words in out
-    assert (tmp_path / "demo-2" / "score.json").exists()

@@ -211,11 +211,16 @@ def test_a_skip_adds_the_step_s_weights_times_the_skip():
     torch.testing.assert_close(module(skip_BTD, x_BTD, step=3), x_BTD + module.weight_SD[3] * skip_BTD, rtol=0, atol=1e-7)
 
 
-@pytest.mark.parametrize("layers, encoder, decoder, skips", [(9, 4, 5, 4), (8, 4, 4, 4), (2, 1, 1, 1), (1, 0, 1, 0)])
+@pytest.mark.parametrize("layers, encoder, decoder, skips", [(9, 4, 5, 4), (8, 4, 4, 4), (2, 1, 1, 1)])
 def test_the_u_net_splits_the_layers_in_the_middle(layers, encoder, decoder, skips):
     (order,) = UNet(AddSkip()).orders(layers)
     assert order == Order(tuple(range(encoder)), tuple(range(encoder, layers))) and len(order.decoder) == decoder
     assert order.skips() == skips
+
+
+def test_a_u_net_of_one_layer_is_refused():
+    with pytest.raises(Problem, match=r"model\.layers is 1"):
+        UNet(AddSkip()).orders(1)
 
 
 def test_the_straight_plan_runs_every_layer_once():

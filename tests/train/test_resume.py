@@ -69,7 +69,7 @@ def test_a_resumed_run_ends_as_if_nothing_had_happened(fairway_here, copy, whole
     assert run == expected
     seconds = [row["seconds"] for row in rows(copy)]
     assert seconds == sorted(seconds)
-    refused(fairway_here, copy, "has ended; start a new one")
+    refused(fairway_here, copy, "has ended")
 
 
 def test_sigterm_and_then_ctrl_c_in_the_resumed_run_change_nothing(tiny_data, tmp_path, fairway_here, whole):
@@ -94,9 +94,11 @@ def test_lines_written_after_the_checkpoint_are_taken_back(fairway_here, copy):
     assert done < STEPS
 
 
-def test_a_checkpoint_is_needed(fairway_here, copy):
+def test_a_run_that_died_without_a_checkpoint_begins_again(fairway_here, copy, whole):
     (copy / "checkpoint.pt").unlink()
-    refused(fairway_here, copy, "checkpoint.pt is not there")
+    code, _, lines = fairway_here("train", "--resume", copy)
+    assert code == 0 and "begins again" in lines[0]
+    assert curve(copy) == curve(whole())
 
 
 @pytest.mark.parametrize("damage", ["emptied", "cut", "garbled", "flipped"])
@@ -114,7 +116,7 @@ def test_an_edited_recipe_is_refused(fairway_here, copy, old, new):
     recipe = (copy / "recipe.py").read_text()
     assert old in recipe
     (copy / "recipe.py").write_text(recipe.replace(old, new))
-    refused(fairway_here, copy, "restore recipe.py")
+    refused(fairway_here, copy, "recipe.py has changed since the run began")
 
 
 @pytest.mark.parametrize(
@@ -144,10 +146,18 @@ def test_another_number_of_ranks_is_refused(fairway_here, copy):
 
 
 def test_nothing_else_may_be_given_with_resume(fairway_here, copy):
-    for more in (["demo"], ["--data", "d"], ["--out", "o"], ["--steps", 9], ["--seconds", 9], ["--set", "train.clip=1"]):
+    for more in (
+        ["demo"],
+        ["--data", "d"],
+        ["--out", "o"],
+        ["--seed", 7],
+        ["--steps", 9],
+        ["--seconds", 9],
+        ["--set", "train.clip=1"],
+    ):
         code, out, errors = fairway_here("train", "--resume", copy, *more)
         assert (code, out) == (2, "") and errors == [
-            "fairway: --resume RUN takes recipe, data and budget from the run; give nothing else"
+            "fairway: --resume RUN takes recipe, data, seed and budget from the run; give nothing else"
         ]
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch.nn import functional as F
 
 from ..node import Node
+from ..problem import Problem
 from .roles import Part
 
 
@@ -40,6 +41,10 @@ class BigramHash(Node):
     buckets: int = 4096
     dim: int = 128
     scale: float = 0.05
+
+    def __post_init__(self):
+        if self.buckets < 2 or self.dim < 1:
+            raise Problem(f"BigramHash of {self.buckets} buckets, {self.dim} wide: take 2 buckets and 1 dim or more")
 
     def build(self, context):
         return BigramHashModule(context, self)

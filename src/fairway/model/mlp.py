@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from ..node import Node
+from ..problem import Problem
 from .roles import Part
 
 
@@ -16,7 +17,10 @@ class ReluSquared(Node):
     expansion: float = 3.0
 
     def build(self, context):
-        return ReluSquaredModule(context, int(self.expansion * context.width))
+        hidden = int(self.expansion * context.width)
+        if hidden < 1:
+            raise Problem(f"mlp.expansion={self.expansion} of width {context.width} leaves no hidden unit; take more")
+        return ReluSquaredModule(context, hidden)
 
 
 class ReluSquaredModule(Part):

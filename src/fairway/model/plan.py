@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ..node import Node
+from ..problem import Problem
 from .roles import Part
 
 
@@ -54,6 +55,10 @@ class UNet(Plan):
     skip: Node
 
     def orders(self, layers):
+        if layers < 2:
+            raise Problem(
+                f"UNet needs an encoder and a decoder, model.layers is {layers}: take 2 or more, or plan=Straight()"
+            )
         middle = layers // 2
         return (Order(tuple(range(middle)), tuple(range(middle, layers))),)
 

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 import torch
 
 from ..node import Node
+from ..problem import Problem
 from .banks import ReplicatedGradients
+from .schedule import check_rates
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,11 @@ class AdamW(Node):
     betas: tuple[float, float] = (0.9, 0.95)
     epsilon: float = 1e-8
     weight_decay: float = 0.01
+
+    def __post_init__(self):
+        check_rates(self)
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise Problem(f"AdamW.betas is {self.betas}; each is a fraction from 0, under 1")
 
     def build(self, context):
         return AdamWUpdate(self, context)

@@ -8,7 +8,7 @@ import torch
 from ..node import Node
 from .banks import BankShard
 from .orthogonal import Quintic
-from .schedule import Ramp
+from .schedule import Ramp, check_rates
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,9 @@ class Muon(Node):
     momentum: Ramp = Ramp()
     weight_decay: float = 0.04
     orthogonaliser: Node = Quintic()
+
+    def __post_init__(self):
+        check_rates(self)
 
     def build(self, context):
         return MuonUpdate(self, context)

@@ -76,3 +76,10 @@ class Ramp(Node):
     def at(self, step):
         """The value at 0-based step `step`."""
         return self.start + min(step / self.steps, 1.0) * (self.end - self.start)
+
+
+def check_rates(group):
+    """Problem for an optimiser group whose rate or decay is negative."""
+    if group.rate < 0 or group.weight_decay < 0:
+        kind = type(group).__name__
+        raise Problem(f"{kind}.rate is {group.rate}, {kind}.weight_decay {group.weight_decay}; neither may be negative")

@@ -22,6 +22,11 @@ class Training(Node):
     clip: float = 0.3
     warmup_steps: int = 20
 
+    def __post_init__(self):
+        for name in ("clip", "warmup_steps"):
+            if getattr(self, name) < 0:
+                raise Problem(f"train.{name} is {getattr(self, name)}; take 0 (off) or more")
+
     def micro_steps(self, world_size, sequence):
         """Micro-batches a rank works through in each step. Problem when the sizes do not divide."""
         if self.micro_tokens < 1 or self.micro_tokens % sequence:
