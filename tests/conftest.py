@@ -1,5 +1,6 @@
 """What several rooms test with: a tiny data folder, and the command line within this process."""
 
+import os
 import random
 import signal
 
@@ -11,9 +12,12 @@ TEXT = "the of and to in model byte token weight scale window score shard rate s
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run the tests that take more than 20 seconds")
+    parser.addoption("--gpu", action="store_true", help="let the tests see the machine's GPUs; expectations are a CPU's")
 
 
 def pytest_configure(config):
+    if not config.getoption("--gpu"):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     config.addinivalue_line("markers", "slow: takes more than 20 seconds; run with --slow")
 
 

@@ -128,12 +128,12 @@ def parse_node(text, kinds=None):
     """
     kinds = node_kinds() if kinds is None else kinds
     try:
-        tree = ast.parse(text.strip(), mode="eval").body
+        # Python 3.11 gives up on deep nesting when it parses, 3.12 when the tree is walked.
+        return _read(ast.parse(text.strip(), mode="eval").body, kinds)
     except SyntaxError as error:
         raise Problem(f"not a recipe: line {error.lineno}: {error.msg}") from error
     except (ValueError, RecursionError, MemoryError) as error:
         raise Problem(f"not a recipe: {error}") from error
-    return _read(tree, kinds)
 
 
 def _read(tree, kinds):

@@ -35,8 +35,9 @@ def train_arguments(data, out, *settings, steps=12):
 
 
 def environment():
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "TORCHELASTIC"))}
-    return kept | {"PYTHONPATH": str(SOURCES), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("TORCHELASTIC")}
+    path = os.pathsep.join(filter(None, (str(SOURCES), kept.get("PYTHONPATH"))))
+    return kept | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def torchrun(ranks):
