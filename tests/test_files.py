@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from fairway.clock import Clock
-from fairway.files import read_json, replacing, write_bytes, write_json, write_text
+from fairway.files import file_sha256, read_json, refuse_unwritable, replacing, write_bytes, write_json, write_text
 from fairway.problem import Problem
-from fairway.runfolder import need, update_run
+from fairway.runfolder import forget_score, need, read_run, update_run
 
 
 def names(folder):
@@ -127,6 +127,52 @@ def test_reading_json_names_the_file_that_is_absent_or_broken(tmp_path):
         (tmp_path / "broken.json").write_bytes(content)
         with pytest.raises(Problem, match=r"broken\.json is not valid JSON"):
             read_json(tmp_path / "broken.json")
+
+
+def test_what_cannot_be_written_is_known_without_writing(tmp_path, monkeypatch):
+    refuse_unwritable(tmp_path / "not" / "there")
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "deep" / "down"):
+        with pytest.raises(Problem, match=rf"cannot write {path}: Not a directory; free space or choose another folder"):
+            refuse_unwritable(path)
+    assert names(tmp_path) == ["file"]
+    monkeypatch.setattr("tempfile.TemporaryFile", refusing(errno.EROFS))
+    with pytest.raises(Problem, match="Read-only file system"):
+        refuse_unwritable(tmp_path)
+
+
+def test_the_hash_of_a_file_is_that_of_its_bytes(tmp_path):
+    (tmp_path / "abc").write_bytes(b"abc")
+    assert file_sha256(tmp_path / "abc").startswith("ba7816bf8f01cfea")
+    with pytest.raises(Problem, match=r"cannot read .*gone: No such file"):
+        file_sha256(tmp_path / "gone")
+
+
+def test_a_run_that_is_no_object_of_the_kinds_that_are_written_is_one_line(tmp_path):
+    with pytest.raises(Problem, match=r"run\.json is not there; `fairway train` writes it"):
+        read_run(tmp_path)
+    for content, says in (
+        ("[]", "holds a list, not an object"),
+        ("null", "holds a NoneType, not an object"),
+        ('{"phases": 5}', "phases takes dict, not 5; "),
+        ('{"bpb": null}', "bpb takes dict, not None; "),
+        ('{"seed": "7"}', "seed takes int, not '7'; "),
+        ('{"data": ["d"]}', "data takes str, not "),
+        ("[" * 100_000, "is not valid JSON"),
+    ):
+        (tmp_path / "run.json").write_text(content)
+        for call in (read_run, forget_score, lambda folder: update_run(folder, {"phases": {"train": 1.0}, "bpb": {}})):
+            with pytest.raises(Problem, match=says) as caught:
+                call(tmp_path)
+            assert "run.json" in str(caught.value) and "\n" not in str(caught.value)
+        assert (tmp_path / "run.json").read_text() == content
+
+
+def test_a_run_names_what_it_is_asked_for_or_the_key_that_it_lacks(tmp_path):
+    whole = update_run(tmp_path, {"data": "d", "seed": 3})
+    assert read_run(tmp_path, "data", "seed") == whole
+    with pytest.raises(Problem, match=r"run\.json names no data_hash: no training began here"):
+        read_run(tmp_path, "data", "data_hash")
 
 
 def test_a_run_grows_key_by_key(tmp_path):

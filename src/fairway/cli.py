@@ -52,6 +52,8 @@ class RecipesCommand(CommandBase):
     def run(self, terminal):
         from .listing import list_recipes, show_recipe
 
+        if self.name is None and self.diff is not None:
+            raise Problem(f"--diff {self.diff} compares with a recipe: name it, as in: fairway recipes demo --diff pr162")
         found = list_recipes() if self.name is None else show_recipe(self.name, self.diff)
         return found, lambda found: print(found["text"])
 
@@ -64,8 +66,8 @@ class DataBuildCommand(CommandBase):
     """python-docs, fineweb, or a .txt, .jsonl or .jsonl.zst file or a folder of them"""
     out: Path
     """the data folder to write"""
-    vocab: int = 1024
-    """pieces of the tokenizer"""
+    vocab: int | None = None
+    """pieces of the tokenizer (1024; 8192 with --caseops; with --tokenizer what that has)"""
     tokenizer: Path | None = None
     """a SentencePiece model to take instead of training one"""
     normalization: Literal["nmt_nfkc", "identity"] = "nmt_nfkc"
@@ -135,6 +137,8 @@ class TrainCommand(CommandBase):
                 "give a recipe, --data FOLDER and --out RUN, or --resume RUN; as in: fairway train demo --data D --out R"
             )
         seed = 42 if self.seed is None else self.seed
+        if not 0 <= seed < 2**64:
+            raise Problem(f"--seed {seed} is outside of 0 to {2**64 - 1}; give one within")
         return train(self.name, self.data, self.out, seed, self.steps, self.seconds, self.set, terminal), print_run
 
 

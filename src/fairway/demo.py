@@ -1,9 +1,14 @@
 """The demo: embedded corpus, training, packing, scoring, one table. Nothing is downloaded."""
 
+import shlex
+from collections import Counter
 from pathlib import Path
 
+from .clock import Clock
 from .data.build import build_dataset
+from .listing import plain_stage
 from .problem import Problem
+from .runfolder import PACKED, read_run
 from .stages import pack, score, train
 from .terminal import print_table
 
@@ -16,28 +21,43 @@ def free_folder(parent, name):
 
 def run_demo(out, steps, terminal):
     """Runs every stage on the interpreter's own documentation; returns what the table shows as a dictionary."""
-    out = Path(out)
+    out, clock = Path(out), Clock()
     if out.exists() and not out.is_dir():
         raise Problem(f"{out} is a file; give --out a folder")
-    # Lossless, so that the bytes counted are the bytes of the files; the contest's own normalisation folds white space.
-    build_dataset("python-docs", out / "data", normalization="identity", progress=terminal.note)
+    with clock.phase("data"):
+        # Lossless, so that the bytes counted are the bytes of the files; the contest's own normalisation folds white space.
+        build_dataset("python-docs", out / "data", normalization="identity", progress=terminal.note)
     folder = free_folder(out, "demo")
     run = train("demo", out / "data", folder, 42, steps, None, (), terminal)
     ledger = pack(folder, terminal)
     scored = score(folder, None, True, terminal)
-    return {"run": str(folder), "train": run, "ledger": ledger, "score": scored}
+    phases = {**clock.seconds, **read_run(folder, "phases")["phases"]}
+    return {"data": str(out / "data"), "run": str(folder), "train": run, "ledger": ledger, "score": scored, "phases": phases}
 
 
 def print_demo(result):
-    """The one table: bpb after each stage, bytes by owner, seconds by phase, and where the run is."""
-    run, ledger, scored = result["train"], result["ledger"], result["score"]
-    rows = [("weights, windows side by side", f"{run['bpb']['weights']:.4f}")]
-    rows += [(f"packed file, {stage['name']}", f"{stage['bpb']:.4f}") for stage in scored["stages"]]
-    print_table("bits per byte of held-out files", ("stage", "bpb"), rows)
-    sizes = [(f"{name}", f"{size:,}") for name, size in ledger["files"].items()]
-    weights = [one for one in ledger["owners"] if one["file"] == "model.bin"]
-    sizes += [(f"  {one['owner']} {one['kind']}", f"{one['bytes']:,}") for one in weights]
-    print_table("\nbytes by owner", ("owner", "bytes"), [*sizes, ("total", f"{ledger['total']:,}")])
-    phases = {**run["phases"], **ledger.get("phases", {}), **scored["phases"]}
-    print_table("\nseconds by phase", ("phase", "seconds"), [(name, f"{value:.1f}") for name, value in phases.items()])
-    print_table("\nrun", ("folder", ""), [(result["run"], "")])
+    """The one table: bpb after each stage, bytes by owner, seconds by phase; then where the run is and what is next."""
+    ledger, phases = result["ledger"], result["phases"]
+    rows = [("weights", f"{result['train']['bpb']['weights']:.4f}")]
+    rows += [(plain_stage(stage["name"]), f"{stage['bpb']:.4f}") for stage in result["score"]["stages"]]
+    rows += [("", ""), ("owner", "bytes")]
+    for name, size in ledger["files"].items():
+        owners = heavy_owners(ledger) if name == PACKED else {}
+        rows += [(name, f"{size:,}"), *((f"  {owner}", f"{part:,}") for owner, part in owners.items())]
+    rows += [("total", f"{ledger['total']:,}"), (f"left of {ledger['cap']:,}", f"{ledger['cap'] - ledger['total']:,}")]
+    rows += [("", ""), ("phase", "seconds"), *((name, f"{seconds:.1f}") for name, seconds in phases.items())]
+    rows += [("total", f"{sum(phases.values()):.1f}")]
+    print_table("A language model of this Python's own library, in bits per byte of held-out files", ("stage", "bpb"), rows)
+    another = ["train", "demo", "--data", result["data"], "--out", str(Path(result["run"]).parent / "wider")]
+    print(f"\n{result['run']} holds the run; next: fairway {shlex.join([*another, '--set', 'model.width=192'])}")
+
+
+def heavy_owners(ledger):
+    """Owner -> bytes of model.bin, from the largest down; those of 1 % or less together as `other`."""
+    sizes = Counter()
+    for one in ledger["owners"]:
+        if one["file"] == PACKED:
+            sizes[one["owner"]] += one["bytes"]
+    heavy = {owner: size for owner, size in sizes.most_common() if 100 * size > ledger["files"][PACKED]}
+    rest = sizes.total() - sum(heavy.values())
+    return heavy | ({"other": rest} if rest else {})

@@ -1,5 +1,6 @@
 """Atomic writes: a file is there whole or not at all, and a full disk or a locked folder is one clear line."""
 
+import hashlib
 import json
 import os
 import tempfile
@@ -36,6 +37,16 @@ def replacing(path):
         part.unlink(missing_ok=True)
 
 
+def refuse_unwritable(folder):
+    """Raises Problem unless a file can be written in `folder`, or in the nearest folder above it that is there. Leaves
+    nothing behind: for commands that work long before they write."""
+    try:
+        there = next(path for path in (Path(folder), *Path(folder).absolute().parents) if path.exists())
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        raise Problem(f"cannot write {folder}: {error.strerror}; free space or choose another folder") from error
+
+
 def write_bytes(path, data):
     """Writes bytes atomically and flushes them to the disk before the rename."""
     with replacing(path) as part, open(part, "wb") as out:
@@ -60,5 +71,14 @@ def read_json(path):
         return json.loads(Path(path).read_text())
     except OSError as error:
         raise Problem(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Problem(f"{path} is not valid JSON ({error}); write it again") from error
+
+
+def file_sha256(path):
+    """Hex digits of a file's SHA-256; Problem when it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise Problem(f"cannot read {path}: {error.strerror}; fetch or build it again") from error

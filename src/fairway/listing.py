@@ -43,12 +43,13 @@ def build_data(command, terminal):
         if command.caseops or command.shards != 1:
             raise Problem(f"--shards and --caseops belong to fineweb, not to {command.source}")
         return build_dataset(
-            command.source, command.out, None if command.tokenizer else command.vocab, command.tokenizer,
-            command.normalization, command.val_source, progress=terminal.note,
+            command.source, command.out, command.vocab, command.tokenizer, command.normalization, command.val_source,
+            progress=terminal.note,
         )  # fmt: skip
     if command.tokenizer or command.val_source:
         raise Problem("fineweb brings its own tokenizer and validation documents; leave --tokenizer and --val-source out")
-    return download_fineweb(command.out, command.vocab, command.shards, command.caseops, progress=terminal.note)
+    vocab = command.vocab if command.vocab is not None else 8192 if command.caseops else 1024
+    return download_fineweb(command.out, vocab, command.shards, command.caseops, progress=terminal.note)
 
 
 def print_manifest(manifest):
@@ -70,8 +71,6 @@ def print_check(report):
 
 def print_run(run):
     """How training ended."""
-    if not run:
-        return
     rows = [("steps", f"{run['steps']:,}"), ("tokens", f"{run['tokens']:,}")]
     rows += [(f"seconds of {phase}", f"{seconds:.1f}") for phase, seconds in run["phases"].items()]
     rows += [(f"bpb, {stage}", f"{value:.4f}") for stage, value in run.get("bpb", {}).items()]
@@ -87,9 +86,15 @@ def print_ledger(ledger):
     print_table("bytes", ("owner", "kind", "bytes"), rows)
 
 
+def plain_stage(name):
+    """A stage of the score in words: its windows are side by side, unless said otherwise."""
+    return {"NonOverlapping": "packed file", "Sliding": "packed file, sliding windows"}.get(name, f"packed file, {name}")
+
+
 def print_score(scored):
     """bpb by stage, and the bytes that nats and bpb imply."""
-    rows = [(one["name"], f"{one['bpb']:.6f}", f"{one['nats']:.3f}", f"{one['seconds']:.1f}") for one in scored["stages"]]
-    print_table("packed file", ("stage", "bpb", "nats", "seconds"), rows)
+    stages = [(plain_stage(one["name"]), one["bpb"], one["nats"], one["seconds"]) for one in scored["stages"]]
+    rows = [(name, f"{bpb:.6f}", f"{nats:.3f}", f"{seconds:.1f}") for name, bpb, nats, seconds in stages]
+    print_table("score", ("stage", "bpb", "nats", "seconds"), rows)
     print(f"\n{scored['bpb']:.8f} bpb over {scored['tokens']:,} tokens and {scored['bytes']:,} bytes", end="")
     print(f" (implied bytes {scored['implied_bytes']:,.1f}; {scored['dropped_targets']} targets dropped)")

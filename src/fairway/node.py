@@ -234,11 +234,11 @@ def _value(text, kind, path):
         return checked(words[text.strip().lower()], kind, path)
     try:
         value = parse_node(text)
-    except Problem:
+    except Problem as problem:
         if _fits(text, kind):
             return text
         if "(" in text:
-            raise
+            raise Problem(f"{path}={text!r}: {problem}") from problem
         value = text
     return checked(value, kind, path)
 

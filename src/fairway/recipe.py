@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from .node import Node
+from .sites import AverageSite, CodecSite, EvaluationSite, GroupSite, LoaderSite, ModelSite, SchemeSite, TrainingSite
 
 
 @dataclass(frozen=True)
@@ -13,12 +14,12 @@ class Recipe(Node):
     """
 
     name: str
-    model: Node
-    loader: Node
-    train: Node
-    optim: tuple[Node, ...]
-    quantize: tuple[Node, ...]
-    codec: Node
-    evaluate: Node
-    average: tuple[Node, ...] = ()
+    model: ModelSite
+    loader: LoaderSite
+    train: TrainingSite
+    optim: tuple[GroupSite, ...]
+    quantize: tuple[SchemeSite, ...]
+    codec: CodecSite
+    evaluate: EvaluationSite
+    average: tuple[AverageSite, ...] = ()
     cap: int = 16_000_000  # bytes of train_gpt.py and model.bin together

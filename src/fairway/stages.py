@@ -8,21 +8,21 @@ import torch
 from .artifact.pack import load_packed, pack_run
 from .artifact.program import source_hash
 from .clock import Clock
-from .data.dataset import dataset_bytes, open_dataset, validation_tokens
-from .files import read_json, write_text
+from .data.dataset import open_dataset
+from .files import write_text
 from .kernels.attention import attention_backends
 from .kernels.capability import capability
 from .model.roles import leaf_views, load_leaves
 from .node import digest, override, parse_node, show
 from .problem import Problem
+from .quantize.policy import assign_rules
 from .recipe import Recipe
 from .recipes.catalogue import RECIPES
-from .runfolder import CHECKPOINT, PACKED, RECIPE, RUN, WEIGHTS, need, update_run
-from .score.scorer import score_stream
-from .score.stage import evaluation_stages, score_packed
+from .runfolder import CHECKPOINT, PACKED, RECIPE, RUN, WEIGHTS, need, read_run, update_run
+from .score.stage import evaluation_stages, score_packed, score_stages
 from .train.dist import start_world
 from .train.loop import train_run
-from .train.trainer import Trainer
+from .train.trainer import Trainer, read_checkpoint
 from .version import VERSION
 
 
@@ -48,61 +48,77 @@ def read_recipe(path):
 
 
 def with_budget(recipe, steps, seconds):
-    """The recipe with its budget replaced by a number of steps or by seconds."""
+    """The recipe with its whole budget replaced by a number of steps, or by seconds."""
     if steps is None and seconds is None:
         return recipe
     if steps is not None and seconds is not None:
         raise Problem("give --steps or --seconds, not both")
-    budget = recipe.train.budget
-    budget = replace(budget, steps=steps, seconds=0.0) if steps is not None else replace(budget, seconds=seconds)
+    if (steps if seconds is None else seconds) <= 0:
+        raise Problem(f"a budget of {steps if seconds is None else seconds} is none: give more than 0")
+    budget = replace(recipe.train.budget, steps=steps or 0, seconds=seconds or 0.0)
     return replace(recipe, train=replace(recipe.train, budget=budget))
 
 
-def train(name, data, out, seed, steps, seconds, settings, terminal):
-    """Trains a recipe into a new run folder `out`; returns run.json's content."""
-    recipe = override(with_budget(find_recipe(name), steps, seconds), settings)
+def check_recipe(recipe, dataset):
+    """Problem for what would only be found after training: a leaf without a scheme, windows that cannot score."""
     window, sequence = recipe.evaluate.windows.length, recipe.model.sequence
     if window > sequence:
         raise Problem(
             f"evaluate.windows.length={window} is longer than model.sequence={sequence}; set it to {sequence} or less"
         )
-    dataset = open_dataset(data)
-    out = Path(out)
+    if len(recipe.average) > 1:
+        raise Problem(
+            f"{len(recipe.average)} averages stand in `average`, and the weights can be only one of them; leave one"
+        )
+    assign_rules(model_leaves(recipe), recipe.quantize)
+    if tokens := sum(shard["tokens"] for shard in dataset.manifest["shards"] if shard["split"] == "val"):
+        recipe.evaluate.scored_targets(tokens)
+
+
+def model_leaves(recipe):
+    """The Leafs of a recipe's model, in order."""
+    return [leaf for leaf, _ in leaf_views(recipe.model.build())]
+
+
+def train(name, data, out, seed, steps, seconds, settings, terminal):
+    """Trains a recipe into a new run folder `out`; returns run.json's content."""
+    recipe, dataset, out = override(with_budget(find_recipe(name), steps, seconds), settings), open_dataset(data), Path(out)
+    check_recipe(recipe, dataset)
     with start_world() as world:
         # Every rank looks before rank 0 writes.
-        taken = world.largest([float((out / RUN).exists())])[0]
-        if taken:
+        if world.largest([float((out / RUN).exists())])[0]:
             raise Problem(f"{out} already holds a run; choose another folder, or go on with `fairway train --resume {out}`")
         facts = {
             "fairway": VERSION, "torch": torch.__version__, "recipe": recipe.name, "recipe_hash": digest(recipe),
             "source_hash": source_hash(), "data": str(Path(data).resolve()), "data_hash": dataset.data_hash, "seed": seed,
         }  # fmt: skip
-        return _train_in(world, out, recipe, dataset, seed, facts, terminal, False)
+        return _train_in(world, out, recipe, dataset, seed, facts, terminal, None)
 
 
 def resume_training(folder, terminal):
-    """Goes on with an interrupted run; returns run.json's content."""
-    recipe, run = read_recipe(need(folder, RECIPE, "train")), read_json(need(folder, RUN, "train"))
-    if missing := {"data", "data_hash", "recipe_hash", "seed"} - run.keys():
-        raise Problem(f"{Path(folder) / RUN} names no {min(missing)}: no training began here; start a new run")
+    """Goes on with an interrupted run, or begins it again if it left no checkpoint; returns run.json's content."""
+    folder = Path(folder)
+    recipe, run = read_recipe(need(folder, RECIPE, "train")), read_run(folder, "data", "data_hash", "recipe_hash", "seed")
     if digest(recipe) != run["recipe_hash"]:
-        raise Problem(f"{Path(folder) / RECIPE} has changed since the run began; restore it, or start a new run with it")
-    dataset, going_on = open_dataset(run["data"]), (Path(folder) / CHECKPOINT).exists()
-    if not going_on and (Path(folder) / WEIGHTS).exists():
-        raise Problem(f"{folder} has ended; `fairway pack {folder}` is next, or train into another folder")
-    if not going_on:
-        terminal.note(f"{folder} holds no checkpoint: it begins again")
+        raise Problem(f"{folder / RECIPE} has changed since the run began; restore it, or start a new run with it")
+    dataset = open_dataset(run["data"])
     if dataset.data_hash != run["data_hash"]:
         raise Problem(f"{run['data']} has changed since {folder} began ({run['data_hash']} is now {dataset.data_hash})")
     with start_world() as world:
-        return _train_in(world, Path(folder), recipe, dataset, run["seed"], {}, terminal, going_on)
+        checkpoint = None
+        if (folder / CHECKPOINT).exists():
+            checkpoint = read_checkpoint(folder / CHECKPOINT, recipe, world.size)
+        elif (folder / WEIGHTS).exists():
+            raise Problem(f"{folder} has ended; `fairway pack {folder}` is next, or train into another folder")
+        elif world.rank == 0:
+            terminal.note(f"{folder} holds no checkpoint: it begins again")
+        return _train_in(world, folder, recipe, dataset, run["seed"], {}, terminal, checkpoint)
 
 
-def _train_in(world, folder, recipe, dataset, seed, facts, terminal, resume):
+def _train_in(world, folder, recipe, dataset, seed, facts, terminal, checkpoint):
     machine, clock = capability(world.device), Clock()
-    terminal.quiet = world.rank > 0
-    # Before anything is written: what is refused here leaves no folder that looks taken.
-    trainer = Trainer(recipe, dataset, seed, world, machine)
+    terminal.quiet |= world.rank > 0
+    trainer = _trainer_on_all_ranks(recipe, dataset, seed, world, machine)
     if world.rank == 0:
         if facts:
             write_text(folder / RECIPE, show(recipe))
@@ -115,20 +131,32 @@ def _train_in(world, folder, recipe, dataset, seed, facts, terminal, resume):
             done = budget.progress(row["step"], row["seconds"])
             bar(done, 1.0, f"step {row['step']} loss {row['loss']:.4f} {row['tokens'] / row['seconds']:,.0f} tokens/s")
 
-        model, results = train_run(folder, trainer, clock, resume, report)
+        model, results = train_run(folder, trainer, clock, checkpoint, report)
     if world.rank == 0:
         # Before the score, which may be interrupted or find a broken shard.
         update_run(folder, results)
     if any(not path.exists() for path in dataset.val) or not dataset.val:
         terminal.note("no validation shards: the weights are not scored")
     else:
-        with terminal.progress("score the weights") as bar, clock.phase("validate"):
-            scored = score_stream(
-                predictor(model, machine), validation_tokens(dataset), evaluation_stages(recipe)[0], dataset_bytes(dataset),
-                recipe.model.vocab, world.device, world, bar,
-            )  # fmt: skip
+        with terminal.progress("score the weights") as bar:
+            predict, plain = predictor(model, machine), evaluation_stages(recipe)[:1]
+            ((_, scored, _),) = score_stages(predict, dataset, plain, clock, world, "validate", bar)
         results |= {"bpb": {"weights": scored.bpb}, "phases": dict(clock.seconds)}
     return update_run(folder, results) if world.rank == 0 else results
+
+
+def _trainer_on_all_ranks(recipe, dataset, seed, world, machine):
+    """The Trainer, once no rank has refused: before anything is written, so that no folder looks taken by a refused run."""
+    trainer = fault = None
+    try:
+        trainer = Trainer(recipe, dataset, seed, world, machine)
+    except Problem as problem:
+        fault = problem
+    if world.largest([float(fault is not None)])[0]:
+        if trainer is not None:
+            trainer.batches.close()
+        raise fault or Problem("another rank was refused; its own line says why")
+    return trainer
 
 
 def predictor(model, machine):
@@ -146,7 +174,7 @@ def pack(folder, terminal):
     """Quantises and packs a trained run; returns the ledger."""
     path = need(folder, RECIPE, "train")
     recipe = read_recipe(path)
-    leaves = [leaf for leaf, _ in leaf_views(recipe.model.build())]
+    leaves = model_leaves(recipe)
     terminal.note(f"packing {len(leaves)} tensors")
     return pack_run(folder, recipe, path.read_text(), leaves, Clock())
 
@@ -156,18 +184,17 @@ def score(folder, data, keep_nats, terminal):
     recipe = read_recipe(need(folder, RECIPE, "train"))
     packed = need(folder, PACKED, "pack")
     if data is None:
-        data = read_json(need(folder, RUN, "train")).get("data")
-        if data is None:
-            raise Problem(f"{Path(folder) / RUN} names no data; give --data")
+        data = read_run(folder, "data")["data"]
     dataset, clock = open_dataset(data), Clock()
     if dataset.vocab != recipe.model.vocab:
         raise Problem(f"{data} has {dataset.vocab} pieces, the model {recipe.model.vocab}; give the data it was trained on")
     with start_world() as world:
-        terminal.quiet, machine = world.rank > 0, capability(world.device)
+        terminal.quiet |= world.rank > 0
+        machine = capability(world.device)
         with clock.phase("decode"):
             model = recipe.model.build(None, machine.activations)
             load_leaves(model, load_packed(packed, digest(recipe)))
             model.to(world.device)
         with terminal.progress("score the packed file") as bar:
             predict = predictor(model, machine)
-            return score_packed(folder, recipe, predict, dataset, world.device, clock, keep_nats, world, bar)
+            return score_packed(folder, recipe, predict, dataset, clock, world, keep_nats, bar)

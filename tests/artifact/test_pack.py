@@ -1,6 +1,7 @@
 import dataclasses
 import hashlib
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from fairway.problem import DoesNotHold, Problem
 from fairway.quantize.policy import dequantise, load_codes
 from fairway.quantize.schemes import KeepFloat16, RowInt
 from fairway.recipe import Recipe
+from fairway.runfolder import update_run
 
 LEAVES = [
     Leaf("table", "embedding", -1, (16, 8)),
@@ -81,6 +83,18 @@ def test_over_the_cap_only_the_ledger_and_the_codes_remain(folder):
     assert ledger["total"] > ledger["cap"] == 900
     assert set(read_json(folder / "run.json")["sha256"].values()) == {None}
     assert load_codes(folder / "codes.safetensors").keys() == {leaf.name for leaf in LEAVES}
+
+
+@pytest.mark.parametrize("cap", [RECIPE.cap, 900])
+def test_a_pack_takes_the_score_of_an_earlier_model_away(folder, cap):
+    for name in ("score.json", "nats.npy"):
+        (folder / name).write_text("of another model.bin")
+    update_run(folder, {"bpb": {"weights": 2.0, "packed": 2.1}, "phases": {"train": 3.0}})
+    with pytest.raises(DoesNotHold) if cap == 900 else nullcontext():
+        pack(folder, dataclasses.replace(RECIPE, cap=cap))
+    assert not (folder / "score.json").exists() and not (folder / "nats.npy").exists()
+    run = read_json(folder / "run.json")
+    assert run["bpb"] == {"weights": 2.0} and run["phases"].keys() == {"train", "quantise", "encode"}
 
 
 def test_the_cap_itself_is_allowed_and_one_byte_more_is_not():

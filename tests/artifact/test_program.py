@@ -5,14 +5,7 @@ import zipfile
 
 import pytest
 
-from fairway.artifact.program import (
-    _python_files,
-    package_sources,
-    program_bytes,
-    program_owners,
-    source_hash,
-    write_program,
-)
+from fairway.artifact.program import _python_files, package_sources, program_bytes, program_owners, source_hash
 
 RECIPE_TEXT = "Recipe(name='test')\n"
 
@@ -34,7 +27,7 @@ def rewritten(source, target, changes):
 @pytest.fixture(scope="module")
 def program(tmp_path_factory):
     path = tmp_path_factory.mktemp("program") / "train_gpt.py"
-    write_program(path, RECIPE_TEXT)
+    path.write_bytes(program_bytes(RECIPE_TEXT))
     return path
 
 

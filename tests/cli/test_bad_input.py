@@ -5,9 +5,10 @@ import resource
 import shutil
 import subprocess
 
+import numpy as np
 import pytest
 
-from fairway.data.shards import SHARD_HEADER_BYTES
+from fairway.data.shards import SHARD_HEADER_BYTES, open_shard, write_shard
 from fairway.node import override, show
 from fairway.stages import read_recipe
 from train.tiny import IN_ORDER, MODEL, begin, finish, lines, train_arguments
@@ -58,6 +59,7 @@ def train(data, out, *settings, steps=2):
         (("model.layers=2.5",), "model.layers takes int, not 2.5"),
         (("model.mlp=Swiglu()",), "unknown node Swiglu"),
         (("train.clip",), "'train.clip' is not path=value"),
+        (("evaluate.windows=Sliding(length=32,",), "evaluate.windows='Sliding(length=32,': not a recipe: line 1: "),
         (("train.budget.steps=0",), "a budget of 0 steps"),
         (("train.schedule.fraction=0",), "WarmDownFraction.fraction is 0.0"),
         (("train.schedule=WarmDownSteps(steps=0)",), "WarmDownSteps.steps is 0"),
@@ -80,13 +82,19 @@ def test_a_recipe_that_cannot_be_trained_leaves_no_folder(refused, tiny_data, tm
         (["train", "demo", "--out", "o"], "give a recipe, --data FOLDER and --out RUN, or --resume RUN"),
         (["train"], "give a recipe"),
         (["train", "demo", "--data", "d", "--out", "o", "--steps", "3", "--seconds", "3"], "--steps or --seconds, not both"),
-        (["train", "demo", "--data", "d", "--out", "o", "--steps", "-3"], "a budget of -3 steps"),
+        (["train", "demo", "--data", "d", "--out", "o", "--steps", "-3"], "a budget of -3"),
         (["train", "demo", "--data", "d", "--out", "o", "--seconds", "nan"], "nan s: give"),
         (["train", "demo", "--data", "d", "--out", "o", "--seconds", "inf"], "inf s: give"),
         (["pack", "no-run"], "no-run/recipe.py is not there; `fairway train` writes it"),
         (["score", "no-run"], "no-run/recipe.py is not there; `fairway train` writes it"),
         (["recipes", "nope"], "no recipe 'nope'"),
         (["recipes", "demo", "--diff", "nope"], "no recipe 'nope'"),
+        (["recipes", "--diff", "pr162"], "--diff pr162 compares with a recipe: name it"),
+        (
+            ["train", "demo", "--data", "d", "--out", "o", "--seed", "-1"],
+            "--seed -1 is outside of 0 to 18446744073709551615",
+        ),
+        (["train", "demo", "--data", "d", "--out", "o", "--seed", str(2**64)], f"--seed {2**64} is outside of 0 to"),
         (["data", "build", "no-source", "--out", "o"], "no-source is not there"),
         (["data", "build", "python-docs", "--out", "o", "--shards", "2"], "--shards and --caseops belong to fineweb"),
         (["data", "check", "no-data"], "no-data is no data folder"),
@@ -189,6 +197,41 @@ def test_a_folder_that_cannot_be_written_is_one_line(refused, tiny_data, tiny_co
     assert len(refused(f"cannot write {below}", *train(tiny_data, below))) == 1
     refused("Not a directory; ", "data", "build", tiny_corpus, "--out", below, "--vocab", 300)
     assert len(refused("is a file; give --out a folder", "demo", "--out", tmp_path / "file")) == 1
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_the_corpus_is_read(fairway_here, tiny_corpus, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, _, errors = fairway_here("data", "build", tiny_corpus, "--out", tmp_path / "file" / "data", "--vocab", 300)
+    assert code == 2 and len(errors) == 1 and "Not a directory; free space" in errors[0]
+
+
+def test_a_tokenizer_and_another_vocabulary_contradict_each_other(refused, tiny_data, tiny_corpus, tmp_path, fairway_here):
+    build = ["data", "build", tiny_corpus, "--out", tmp_path / "new", "--tokenizer", tiny_data / "tokenizer.model"]
+    assert len(refused("has 300 pieces, not 5000; leave vocab out", *build, "--vocab", 5000)) == 1
+    assert not (tmp_path / "new").exists()
+    assert fairway_here(*build)[0] == 0
+    assert json.loads((tmp_path / "new" / "manifest.json").read_text())["vocab"] == 300
+
+
+@pytest.mark.parametrize("content", ["[]", "5", '{"phases": 5, "bpb": []}', '{"data": 5}', "{"])
+def test_a_run_file_that_is_none_is_one_line_and_nothing_is_packed(refused, run, content):
+    (run / "run.json").write_text(content)
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    for command in (["pack", run], ["score", run], ["train", "--resume", run]):
+        assert "run.json" in refused("", *command)[-1]
+    kept = {path.name: path.read_bytes() for path in run.iterdir()}
+    assert kept == before
+
+
+@pytest.mark.parametrize("name", ["val_000000.bin", "tokenizer.model"])
+def test_what_was_swapped_after_the_build_is_not_scored(refused, run, data, tiny_corpus, tmp_path, fairway_here, name):
+    if name == "tokenizer.model":  # the corpus is ASCII: the same pieces, another normalisation
+        assert fairway_here("data", "build", tiny_corpus, "--out", tmp_path / "other", "--vocab", 300)[0] == 0
+        shutil.copy(tmp_path / "other" / name, data / name)
+    else:
+        write_shard(data / name, np.roll(open_shard(data / name).copy(), 1))
+    (error,) = refused("is another file than manifest.json names", "score", run, "--data", data)
+    assert name in error and not (run / "score.json").exists()
 
 
 def test_stages_come_in_order(refused, run):

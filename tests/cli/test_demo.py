@@ -2,11 +2,18 @@
 
 import json
 import resource
+import shlex
 import subprocess
 import sys
 import time
 
 import pytest
+
+from fairway.artifact.ledger import make_ledger
+from fairway.demo import heavy_owners, print_demo
+from fairway.listing import count_parameters
+from fairway.node import override
+from fairway.recipes.demo import demo as demo_recipe
 
 
 def demo(*arguments):
@@ -38,5 +45,57 @@ def test_the_demo_learns_packs_and_scores_within_its_minutes_and_memory(tmp_path
 def test_the_demo_ends_with_its_table(tmp_path):
     code, out, errors = demo("--steps", 1, "--out", tmp_path)
     assert code == 0, errors
-    for words in ("bits per byte of held-out files", "bytes by owner", "seconds by phase", str(tmp_path / "demo-1")):
-        assert words in out
+    result = {one.split("  ")[0]: one.split()[-1] for one in out.splitlines() if one.strip()}
+    assert result.keys() >= {"weights", "packed file", "packed file, sliding windows", "train_gpt.py", "model.bin", "total"}
+    assert result.keys() >= {"data", "compile", "train", "quantise", "encode", "decode", "score"}
+    assert out.splitlines()[-1].startswith(f"{tmp_path / 'demo-1'} holds the run; next: fairway train demo --data ")
+
+
+RESULT = {
+    "data": "my runs/data",
+    "run": "my runs/demo-1",
+    "train": {"bpb": {"weights": 1.8}},
+    "score": {"stages": [{"name": "NonOverlapping", "bpb": 1.81}, {"name": "Sliding", "bpb": 1.75}]},
+    "phases": {"data": 9.5, "train": 150.0, "quantise": 0.25, "encode": 0.25},
+    "ledger": make_ledger(
+        {
+            "train_gpt.py": [{"owner": "fairway/node.py", "kind": "code", "bytes": 70_000}],
+            "model.bin": [
+                {"owner": "matrix.key", "kind": "codes", "bytes": 9_000},
+                {"owner": "matrix.key", "kind": "scale", "bytes": 600},
+                {"owner": "scalar", "kind": "values", "bytes": 101},
+                {"owner": "container", "kind": "header", "bytes": 100},
+                {"owner": "projection", "kind": "values", "bytes": 199},
+            ],
+        },
+        16_000_000,
+    ),
+}
+
+
+def test_the_owners_are_those_above_a_hundredth_and_sum_exactly():
+    owners = heavy_owners(RESULT["ledger"])
+    assert list(owners.items()) == [("matrix.key", 9_600), ("projection", 199), ("scalar", 101), ("other", 100)]
+    assert sum(owners.values()) == RESULT["ledger"]["files"]["model.bin"] == 10_000
+    assert "other" not in heavy_owners(make_ledger({"model.bin": [{"owner": "a", "kind": "b", "bytes": 3}]}, 9))
+
+
+def test_the_table_is_one_fits_a_screen_and_ends_with_what_is_next(capsys):
+    print_demo(RESULT)
+    _, head, rule, *rows, blank, last = capsys.readouterr().out.splitlines()
+    assert head.split() == ["stage", "bpb"] and set(rule) == {"-", " "} and blank == ""
+    assert [row for row in rows if row == ""] == ["", ""] and len(rows) < 40
+    assert len({len(row) for row in (head, rule, *rows) if row}) == 1, "all figures end in one column"
+    figures = dict(row.rsplit(maxsplit=1) for row in rows if row)
+    assert figures["  other"] == "100" and figures["left of 16,000,000"] == "15,920,000"
+    assert figures["packed file, sliding windows"] == "1.7500" and figures["data"] == "9.5" and figures["encode"] == "0.2"
+    assert [row.split()[-1] for row in rows if row.startswith("total")] == ["80,000", "160.0"]
+    where, _, command = last.partition(" holds the run; next: fairway ")
+    assert where == "my runs/demo-1"
+    assert shlex.split(command)[:6] == ["train", "demo", "--data", "my runs/data", "--out", "my runs/wider"]
+
+
+def test_the_next_command_names_a_recipe_that_can_be_built(capsys):
+    print_demo(RESULT)
+    setting = capsys.readouterr().out.split()[-1]
+    assert count_parameters(override(demo_recipe(), [setting]).model) > count_parameters(demo_recipe().model)

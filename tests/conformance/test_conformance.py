@@ -20,6 +20,7 @@ from fairway.node import Node, digest, parse_node, show, walk
 from fairway.problem import Problem
 from fairway.quantize.policy import dequantise, quantise
 from fairway.quantize.schemes import KeepFloat16, RowInt
+from fairway.sites import StreamSite
 
 POLICY = (KeepFloat16(role="embedding"), RowInt(role="matrix"), RowInt(role="table", bits=8, quantile=0.99), KeepFloat16())
 
@@ -105,6 +106,15 @@ def check_gradients(row):
     assert [leaf.name for leaf, view in leaf_views(module) if not view.any()] == []
 
 
+def check_paired_init(row):
+    """What both models draw has the same values with and without the technique."""
+    if any(type(node) is type(row.technique) for _, node in walk(BASE)):
+        return  # it takes the place of another one of its kind
+    mine, base = weights(row.model.build(0)), weights(BASE.build(0))
+    assert base.keys() <= mine.keys()
+    assert [name for name in base if not torch.equal(base[name], mine[name])] == []
+
+
 def check_packing(row):
     """Quantised, written, read and loaded into a fresh module, the logits are those of the dequantised weights."""
     module, ids_BT = randomise(row.model.build(0)), random_ids(row.model)
@@ -136,6 +146,7 @@ CHECKS = (
     check_one_graph,
     check_deterministic,
     check_gradients,
+    check_paired_init,
     check_packing,
     check_repr,
 )
@@ -172,7 +183,7 @@ def test_rows_are_told_apart_and_random_values_are_not_the_initial_ones():
 
 
 @dataclass(frozen=True)
-class MadeUpShift(Node):
+class MadeUpShift(StreamSite):
     """Adds a learned part of the predecessor, as nobody needs it."""
 
     strength: float = 0.0
@@ -184,7 +195,7 @@ class MadeUpShift(Node):
 class MadeUpShiftModule(Part):
     def __init__(self, context, strength):
         super().__init__()
-        self.own("strength_D", "madeup.strength", context.init.normal(context.width, std=0.0) + strength, "scalar")
+        self.own("strength_D", "madeup.strength", torch.full((context.width,), strength), "scalar")
 
     def before(self, x_BTD, carry):
         same_BT = (carry.ids_BT != BOS).unsqueeze(-1)
@@ -224,19 +235,34 @@ class Idle(MadeUpShiftModule):
         return x_BTD * 0
 
 
+class Stray(MadeUpShiftModule):
+    """Owns what its forward pass does not use."""
+
+    def forward(self, x_BTD, carry):
+        return x_BTD
+
+
+class Meddling(MadeUpShiftModule):
+    """Changes what others draw."""
+
+    def __init__(self, context, strength):
+        super().__init__(context, strength)
+        context.init.seed += 1
+
+
 class Forgetful(MadeUpShiftModule):
     """Draws what it does not own, so that a loaded model has another one."""
 
     def __init__(self, context, strength):
         super().__init__(context, strength)
-        self.register_buffer("hidden_D", context.init.normal(context.width, std=1.0))
+        self.register_buffer("hidden_D", context.init.normal("madeup.hidden", context.width, std=1.0))
 
     def before(self, x_BTD, carry):
         return x_BTD * self.hidden_D
 
 
 @dataclass(frozen=True)
-class MadeUpFault(Node):
+class MadeUpFault(StreamSite):
     """Builds a faulty module; one of its fields is no plain value where `fault` is a class."""
 
     fault: type
@@ -255,6 +281,8 @@ class MadeUpFault(Node):
         (check_one_graph, Breaking, 0.0, Unsupported),
         (check_deterministic, Dicing, 0.0, AssertionError),
         (check_gradients, Idle, 0.0, AssertionError),
+        (check_gradients, Stray, 0.0, AssertionError),
+        (check_paired_init, Meddling, 0.0, AssertionError),
         (check_packing, Forgetful, 0.0, AssertionError),
         (check_repr, MadeUpShiftModule, 0.0, Problem),
     ],

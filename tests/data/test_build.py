@@ -151,8 +151,16 @@ def test_what_cannot_be_built_is_one_line(source, tmp_path):
     _refused("name a validation source", tmp_path / "one.txt", tmp_path / "data")
     _refused("leaves none", source, tmp_path / "data", val_every=1)
     _refused("1 or more", source, tmp_path / "data", shard_tokens=0)
+    _refused("vocab 0 is not possible", source, tmp_path / "data", vocab=0)
     _refused("not there", tmp_path / "none", tmp_path / "data")
     assert not (tmp_path / "data").exists() and _files(tmp_path / "mine") == {"letter.doc": b"mine"}
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_anything_is_read(source, tmp_path):
+    (tmp_path / "file").write_text("")  # root may write into any folder, but not below a file
+    lines = []
+    _refused("Not a directory; free space or choose another", source, tmp_path / "file/deep/data", progress=lines.append)
+    assert lines == [] and (tmp_path / "file").read_text() == ""
 
 
 def test_an_interrupted_build_leaves_no_manifest_and_is_made_again(source, tmp_path):
@@ -259,7 +267,7 @@ def test_the_contests_tokenizer_counts_a_built_folder(tmp_path, source):
     models = Path(__file__).parents[2].parent / "shared" / "tokenizers"
     model = models / "fineweb_8192_bpe.model"
     if not model.is_file():
-        pytest.skip("the contest's tokenizer is not here")
+        pytest.skip(f"the contest's {model.name} is looked for in {models.parent.name}/{models.name} beside the checkout")
     build_dataset(source, tmp_path / "data", tokenizer=model, val_every=8)
     report = check_dataset(tmp_path / "data")
     assert report["failures"] == [] and "positions are scored, not 40540160" in report["canonical_because"]

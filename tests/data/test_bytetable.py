@@ -45,7 +45,7 @@ def models(tmp_path_factory):
 
 def _model(models, kind):
     if kind not in models:
-        pytest.skip(f"{kind}.model is not here")
+        pytest.skip(f"the contest's {kind}.model is looked for in {CONTEST.parent.name}/{CONTEST.name} beside the checkout")
     return models[kind]
 
 

@@ -1,7 +1,10 @@
+import io
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sentencepiece import SentencePieceTrainer
 
 from fairway.data.tokenizer import encode_documents, load_tokenizer, train_tokenizer
 from fairway.problem import Problem
@@ -100,3 +103,15 @@ def test_what_cannot_be_trained_or_loaded_is_one_line_and_leaves_no_file(tmp_pat
         path.write_bytes(data)
         with pytest.raises(Problem, match="not a SentencePiece model"):
             load_tokenizer(path)
+
+
+@pytest.mark.parametrize("bos", [-1, 2])
+def test_a_tokenizer_whose_documents_begin_with_another_id_is_refused(tmp_path, bos):
+    model = io.BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(CORPUS), model_writer=model, model_type="bpe", vocab_size=400, byte_fallback=True,
+        pad_id=0, unk_id=1, bos_id=bos, eos_id=3, minloglevel=2,
+    )  # fmt: skip
+    (tmp_path / "other.model").write_bytes(model.getvalue())
+    with pytest.raises(Problem, match=rf"other\.model has BOS id {bos} and 400 pieces, not id 1"):
+        load_tokenizer(tmp_path / "other.model")

@@ -11,7 +11,7 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[2]
 PACKAGE = REPOSITORY / "src" / "fairway"
-BASICS = ("problem", "files", "node", "clock", "runfolder", "recipe", "version", "__init__")
+BASICS = ("problem", "files", "node", "clock", "runfolder", "recipe", "sites", "version", "__init__")
 ROOMS = (
     "kernels",
     "data",

@@ -12,8 +12,8 @@ import tyro
 from conformance.table import BASE, random_ids
 from fairway.cli import Command
 from fairway.model.roles import Part, leaf_views
-from fairway.node import Node
 from fairway.recipes.catalogue import RECIPES
+from fairway.sites import StreamSite
 
 REPOSITORY = Path(__file__).parents[2]
 README = (REPOSITORY / "README.md").read_text()
@@ -44,7 +44,7 @@ def test_the_recipes_of_the_readme_have_the_parameters_it_says():
 
 def test_the_technique_of_the_readme_is_the_identity_at_first_and_learns():
     (source,) = re.findall(r"```python\n(.*?)```", README, re.S)
-    names = {"dataclass": dataclass, "Node": Node, "Part": Part, "torch": torch, "__name__": "readme"}
+    names = {"dataclass": dataclass, "StreamSite": StreamSite, "Part": Part, "torch": torch, "__name__": "readme"}
     exec(source, names)
     with_it = replace(BASE, stream=(*BASE.stream, names["ChannelGain"]()))
     ids_BT = random_ids(BASE, 0, 2)

@@ -10,17 +10,24 @@ import torch
 from torch import nn
 
 from conformance.table import BASE, random_ids, randomise
+from fairway.model.context import plain_linear
 from fairway.model.head import FinalNorm, Softcap, TiedHead
 from fairway.model.inputs import BigramHash, TokenEmbedding
 from fairway.model.mlp import ReluSquared
-from fairway.model.plan import AddSkip, Plan, Straight, UNet
+from fairway.model.plan import AddSkip, Order, Plan, Straight, UNet
 from fairway.model.positions import QKGain, QKNorm, Rotary
-from fairway.model.residual import JoinModule, LayerScale, ResidualMix, Sequential
-from fairway.model.roles import leaf_views, parameter_roles
+from fairway.model.residual import JoinModule, LayerScale, ResidualMix, ResidualPart, Sequential
+from fairway.model.roles import leaf_views, load_leaves, parameter_roles
 from fairway.model.spine import GPT
 from fairway.model.stream import InputNorm, SmearGate
-from fairway.node import Node
+from fairway.node import drop
+from fairway.optim.adamw import AdamW
+from fairway.optim.muon import Muon
+from fairway.optim.optimizer import Optimizer
+from fairway.optim.schedule import Moment
 from fairway.problem import Problem
+from fairway.sites import JoinSite, ResidualSite, SkipSite
+from fairway.train.dist import World
 
 LAYERS, WIDTH, HEADS, KV_HEADS, BUCKETS, CAP = 9, 32, 4, 2, 64, 5.0
 LITTLE_162 = GPT(
@@ -163,7 +170,7 @@ def test_bfloat16_activations_stay_near_and_masters_stay_float32(little):
 
 
 @dataclass(frozen=True)
-class NumberedJoin(Node):
+class NumberedJoin(JoinSite):
     """Does not compute: a block's output is its layer's number, so that what goes where can be read off."""
 
     def build(self, context):
@@ -176,13 +183,18 @@ class NumberedJoinModule(JoinModule):
 
 
 @dataclass(frozen=True)
-class WitnessSkip(Node):
-    """Notes (decoder step, output that comes over, output that is there)."""
+class WitnessSkip(SkipSite):
+    """Notes (decoder step, step of the order, output that comes over, output that is there)."""
 
     def build(self, context):
         module = nn.Module()
         module.seen, module.skips = [], context.skips
-        module.forward = lambda skip, x, step: module.seen.append((step, int(skip.max()), int(x.max()))) or x
+
+        def note(skip, x, step, carry):
+            module.seen.append((step, carry.step, int(skip.max()), int(x.max())))
+            return x
+
+        module.forward = note
         return module
 
 
@@ -190,7 +202,7 @@ def test_encoder_outputs_come_over_last_first():
     model = replace(LITTLE_162, join=NumberedJoin(), plan=UNet(WitnessSkip()), head=()).build(0)
     out_BTD = model(random_ids(LITTLE_162))
     # Block 4 gets block 3's output (on top of itself), 5 gets 2's, 6 gets 1's, 7 gets 0's, 8 none.
-    assert model.skip.seen == [(0, 3, 3), (1, 2, 4), (2, 1, 5), (3, 0, 6)]
+    assert model.skip.seen == [(0, 4, 3, 3), (1, 5, 2, 4), (2, 6, 1, 5), (3, 7, 0, 6)]
     assert model.skip.skips == 4 and (out_BTD == 8).all()
 
 
@@ -212,6 +224,143 @@ def test_the_phase_chooses_the_order_and_scoring_takes_the_last():
     assert [int(model(ids_BT, *phase).max()) for phase in ((0,), (1,), ())] == [8, 0, 0]
 
 
+@dataclass(frozen=True)
+class ThriceInTheMiddle(Plan):
+    """Of three layers the middle one runs three times, with two skips; in the phase before it each once, without."""
+
+    skip: SkipSite
+
+    def orders(self, layers):
+        return Order((), (0, 1, 2)), Order((0, 1), (1, 1, 2))
+
+    def phase(self, progress):
+        return int(progress >= 0.5)
+
+    def build(self, context):
+        return self.skip.build(context)
+
+
+@dataclass(frozen=True)
+class WitnessVisits(ResidualSite):
+    """Notes (layer, step, visit) wherever a residual technique may act, and computes with both."""
+
+    def build(self, context):
+        return WitnessVisitsModule()
+
+
+class WitnessVisitsModule(ResidualPart):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def note(self, x_BTD, layer, carry):
+        self.seen.append((layer, carry.step, carry.visit))
+        return x_BTD
+
+    enter = normed = attended = fed = note
+
+
+@dataclass(frozen=True)
+class VisitGain(ResidualSite):
+    """Each step and each visit has its own gain, as constants of the graph."""
+
+    def build(self, context):
+        return VisitGainModule()
+
+
+class VisitGainModule(ResidualPart):
+    def fed(self, d_BTD, layer, carry):
+        return d_BTD * (1 + carry.visit + carry.step / 8)
+
+
+THRICE = replace(LITTLE_162, layers=3, plan=ThriceInTheMiddle(AddSkip()))
+VISITS = [(0, 0, 0), (1, 1, 0), (1, 2, 1), (1, 3, 2), (2, 4, 0)]
+
+
+def test_sites_see_which_step_is_running_and_which_visit_of_its_layer():
+    model = replace(THRICE, residual=(WitnessVisits(),)).build(0)
+    (witness,) = model.residual
+    for phase, visits in ((1, VISITS), (0, [(0, 0, 0), (1, 1, 0), (2, 2, 0)]), (-1, VISITS)):
+        witness.seen.clear()
+        model(random_ids(THRICE), phase)
+        # Entered, normed for attention, attended, normed for the MLP, fed.
+        assert witness.seen == [visit for visit in visits for _ in range(5)]
+
+
+def test_a_layer_that_runs_three_times_is_three_layers_with_the_same_weights():
+    looped, ids_BT = randomise(THRICE.build(0)), random_ids(THRICE)
+    views = {leaf.name: view for leaf, view in leaf_views(looped)}
+    unrolled = replace(THRICE, layers=5, plan=UNet(AddSkip())).build(None)
+    copies = {f"blocks.{step}.": f"blocks.{layer}." for layer, step, _ in VISITS}
+    names = [leaf.name for leaf, _ in leaf_views(unrolled)]
+    load_leaves(unrolled, {name: views[copies.get(name[:9], name[:9]) + name[9:]] for name in names})
+    with torch.no_grad():
+        assert torch.equal(looped(ids_BT), unrolled(ids_BT))
+        assert not torch.isclose(looped(ids_BT), looped(ids_BT, 0)).all()
+
+
+@pytest.mark.parametrize("plan", [TwoPhases(), ThriceInTheMiddle(AddSkip())])
+def test_each_phase_compiles_to_one_graph(plan):
+    node = replace(THRICE, residual=(ResidualMix(), VisitGain()), plan=plan)
+    model, ids_BT, graphs = randomise(node.build(0)), random_ids(node), []
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        model.loss, backend=lambda graph, _: graphs.append(graph) or graph, fullgraph=True, dynamic=False
+    )
+    losses = [compiled(ids_BT, ids_BT, phase) for phase in (0, 1, 0, 1)]
+    assert losses == [model.loss(ids_BT, ids_BT, phase) for phase in (0, 1, 0, 1)]
+    assert losses[0] != losses[1] and len(graphs) == 2
+
+
+def test_a_parameter_that_a_phase_does_not_use_stays_and_the_step_goes_through():
+    model, ids_BT = randomise(THRICE.build(0)), random_ids(THRICE)
+    groups = AdamW(("embedding", "table", "scalar"), 0.1, weight_decay=0.0), Muon()
+    optimizer, idle = Optimizer(model, groups, World(0, 1, torch.device("cpu")), torch.float32, 0.3), model.skip.weight_SD
+    for step, phase in enumerate((0, 0, 1)):
+        before = [parameter.detach().clone() for parameter in (idle, model.attention.qo)]
+        model.loss(ids_BT, ids_BT, phase).backward()
+        assert (idle.grad is None) is (phase == 0)
+        assert optimizer.step(Moment(step, 0.0, 1.0)).isfinite()
+        assert torch.equal(before[0], idle) is (phase == 0) and not torch.equal(before[1], model.attention.qo)
+
+
+# --- products with matrices
+
+KINDS = ("attn.query", "attn.key", "attn.value", "attn.output", "mlp.up", "mlp.down")
+
+
+@pytest.mark.parametrize(
+    "node, phase, layers", [(LITTLE_162, -1, range(LAYERS)), (THRICE, 0, (0, 1, 2)), (THRICE, 1, (0, 1, 1, 1, 2))]
+)
+def test_linear_takes_every_product_with_a_matrix_once_a_visit_in_order(node, phase, layers):
+    model, ids_BT, seen = randomise(node.build(0)), random_ids(node), []
+    views = {leaf.name: view for leaf, view in leaf_views(model)}
+
+    def watching(x, weight, name):
+        assert torch.equal(weight, views[name]) and x.shape[:-1] == ids_BT.shape
+        seen.append(name)
+        return plain_linear(x, weight, name)
+
+    with torch.no_grad():
+        z_BTV = model(ids_BT, phase, linear=watching)
+        assert seen == ["bigram.proj", *(f"blocks.{layer}.{kind}" for layer in layers for kind in KINDS), "token.table"]
+        assert torch.equal(z_BTV, model(ids_BT, phase))
+        assert torch.equal(z_BTV, model(ids_BT, phase, linear=plain_linear))
+    matrices = {leaf.name for leaf, _ in leaf_views(model) if leaf.role.split(".")[0] in ("matrix", "projection")}
+    assert set(seen) == matrices | {"token.table"}
+
+
+def test_the_loss_goes_through_linear_too_and_what_it_returns_counts(little):
+    ids_BT = random_ids(LITTLE_162)
+
+    def headless(x, weight, name):
+        return plain_linear(x, weight, name) * (name != "token.table")
+
+    with torch.no_grad():
+        assert little.loss(ids_BT, ids_BT, linear=plain_linear) == little.loss(ids_BT, ids_BT)
+        assert little.loss(ids_BT, ids_BT, linear=headless).item() == pytest.approx(math.log(50), rel=1e-6)
+
+
 # --- parameters
 
 
@@ -221,6 +370,39 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others():
     assert {name for name in one if not torch.equal(one[name], other[name])} == {
         "inputs.0.table_VD", "inputs.1.proj_DE", "attention.qo", "attention.kv", "mlp.up_LMD",
     }  # fmt: skip
+
+
+def initial(node):
+    return {leaf.name: view for leaf, view in leaf_views(node.build(3))}
+
+
+@pytest.mark.parametrize(
+    "technique, owns",
+    [
+        (BigramHash, {"bigram.table", "bigram.proj", "bigram.scale"}),
+        (SmearGate, {"smear.gate"}),
+        (QKGain, {f"blocks.{layer}.attn.gain" for layer in range(LAYERS)}),
+        (ResidualMix, {f"blocks.{layer}.residual_mix" for layer in range(LAYERS)}),
+        (LayerScale, {f"blocks.{layer}.{kind}.scale" for layer in range(LAYERS) for kind in ("attn", "mlp")}),
+        (Rotary, set()),
+        (TokenEmbedding, {"token.table"}),
+    ],
+)
+def test_leaving_out_a_technique_leaves_all_other_initial_values(technique, owns):
+    whole, without = initial(LITTLE_162), initial(drop(LITTLE_162, technique))
+    assert whole.keys() - without.keys() == owns and without.keys() <= whole.keys()
+    assert all(torch.equal(without[name], whole[name]) for name in without)
+
+
+@pytest.mark.parametrize("layers", [2, 5, 12])
+def test_another_number_of_layers_leaves_the_initial_values_of_those_that_stay(layers):
+    few, many = sorted((initial(LITTLE_162), initial(replace(LITTLE_162, layers=layers))), key=len)
+    # One skip a decoder step; and the bigram's projection is the same one, scaled by the depth.
+    assert few.keys() <= many.keys()
+    assert {name for name in few if not torch.equal(few[name], many[name])} == {"skip.weight", "bigram.proj"}
+    ratio = few["bigram.proj"] / many["bigram.proj"]
+    depths = sorted((layers, LAYERS))
+    torch.testing.assert_close(ratio, torch.full_like(ratio, math.sqrt(depths[1] / depths[0])))
 
 
 def test_initial_values_are_those_of_162():

@@ -313,6 +313,8 @@ def test_settings_apply_in_order_each_to_what_the_last_one_left():
         ("twig=3", "twig takes Node, not 3"),
         ("twig=Acrn()", "unknown node Acrn; nearest is Acorn"),
         ("twig=Acorn(wight=1)", "Acorn has no field wight; nearest is weight"),
+        ("twig=Acorn(weight=1,", r"twig='Acorn\(weight=1,': not a recipe: line 1: "),
+        ("fruit=(Acorn(),", r"fruit='\(Acorn\(\),': "),
     ],
 )
 def test_a_setting_that_does_not_fit_is_named(setting, says):

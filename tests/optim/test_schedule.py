@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fairway.optim.average import SWA
-from fairway.optim.schedule import Budget, WarmDownFraction, WarmDownSteps
+from fairway.optim.schedule import Budget, Moment, WarmDownFraction, WarmDownSteps
 from fairway.problem import Problem
 
 
@@ -24,7 +24,8 @@ from fairway.problem import Problem
     ],
 )
 def test_162_s_warm_down_follows_the_clock(step, elapsed, expected):
-    assert WarmDownSteps(3000).multiplier(step, elapsed, Budget(20_000, 600.0)) == pytest.approx(expected, abs=1e-12)
+    for steps in (20_000, 0):
+        assert WarmDownSteps(3000).multiplier(step, elapsed, Budget(steps, 600.0)) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -56,6 +57,9 @@ def test_the_fractional_warm_down_reaches_zero_at_the_end(progress, expected):
         # Whatever is nearer to its end decides.
         (Budget(100, 60.0), 90, 30.0, 0.9),
         (Budget(100, 60.0), 10, 61.0, 1.0),
+        # 0 steps is no limit of steps.
+        (Budget(0, 60.0), 10**9, 30.0, 0.5),
+        (Budget(0, 60.0), 0, 61.0, 1.0),
     ],
 )
 def test_progress_is_that_of_the_nearer_end(budget, step, elapsed, expected):
@@ -66,7 +70,7 @@ def test_progress_is_that_of_the_nearer_end(budget, step, elapsed, expected):
 @given(
     st.integers(0, 10_000),
     st.floats(0, 700),
-    st.sampled_from([Budget(5000, 0.0), Budget(20_000, 600.0), Budget(1, 0.5)]),
+    st.sampled_from([Budget(5000, 0.0), Budget(20_000, 600.0), Budget(1, 0.5), Budget(0, 600.0)]),
     st.sampled_from([WarmDownSteps(3000), WarmDownSteps(1), WarmDownFraction(0.667), WarmDownFraction(1.0)]),
 )
 def test_multipliers_and_progress_stay_between_zero_and_one_and_never_turn_back(step, elapsed, budget, schedule):
@@ -76,7 +80,9 @@ def test_multipliers_and_progress_stay_between_zero_and_one_and_never_turn_back(
         assert schedule.multiplier(step + 1, elapsed, budget) <= schedule.multiplier(step, elapsed, budget)
 
 
-@pytest.mark.parametrize("steps, seconds", [(0, 600.0), (-1, 0.0), (10, -1.0)])
+@pytest.mark.parametrize(
+    "steps, seconds", [(0, 0.0), (-1, 0.0), (-1, 600.0), (10, -1.0), (0, float("inf")), (10, float("nan"))]
+)
 def test_a_budget_that_lets_nothing_run_is_named(steps, seconds):
     with pytest.raises(Problem, match=rf"a budget of {steps} steps\b.* {seconds:g} s"):
         Budget(steps, seconds)
@@ -94,7 +100,7 @@ def averaged(node, multipliers):
             for parameter in model.parameters():
                 parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(step)))
         weights.append(model.weight.detach().double())
-        state.after_step(step, multiplier)
+        state.after_step(Moment(step, step / len(multipliers), multiplier))
     return state, weights, model
 
 

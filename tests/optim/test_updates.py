@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from fairway.model.roles import Part
-from fairway.node import Node
 from fairway.optim.adamw import AdamW
 from fairway.optim.average import SWA
 from fairway.optim.muon import Muon
 from fairway.optim.optimizer import GroupContext, Optimizer, assign_groups
 from fairway.optim.orthogonal import QUINTIC, Quintic
-from fairway.optim.schedule import Ramp
+from fairway.optim.schedule import Moment, Ramp
 from fairway.problem import Problem
+from fairway.sites import GroupSite
 from fairway.train.dist import Done, World
 
 CPU = torch.device("cpu")
@@ -32,6 +32,10 @@ GROUPS = (
 
 def normal(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def at(step):
+    return Moment(step, step / 10, 0.4)
 
 
 class Toy(Part):
@@ -111,7 +115,10 @@ def test_muon_takes_the_steps_worked_out_by_hand(shape, scale):
         parameter.grad = gradient.clone()
         update.reduce()
         update.sharded_gradients()
-        update.step(multiplier, step)
+        before = parameter.detach().clone()
+        finish = update.step(Moment(step, 0.0, multiplier))
+        assert torch.equal(parameter, before), "others' parts are on their way until it is finished"
+        finish()
         buffer = momentum * buffer + gradient.double()
         nesterov = gradient.double() + momentum * buffer
         turned = torch.stack([literal_quintic(m) for m in nesterov.reshape(-1, *shape[-2:])]).reshape(shape)
@@ -137,7 +144,7 @@ def test_adamw_decays_then_takes_adam_s_step():
         parameter.grad = gradient.clone()
         update.reduce()
         update.replicated_gradients()
-        update.step(multiplier, step)
+        update.step(Moment(step, 0.0, multiplier))()
         gradient, rate = gradient.double(), 0.02 * multiplier
         one, two = 0.9 * one + 0.1 * gradient, 0.95 * two + 0.05 * gradient**2
         weight = weight * (1 - rate * 0.1)
@@ -168,7 +175,7 @@ def test_groups_that_do_not_cover_the_model_exactly_are_named(groups, says):
 
 
 @dataclass(frozen=True)
-class PlainDescent(Node):
+class PlainDescent(GroupSite):
     """W <- W - g: shows the gradient that a group was given."""
 
     roles: tuple[str, ...] = ("matrix", "projection", "embedding", "scalar")
@@ -190,9 +197,10 @@ class PlainDescentUpdate:
     def replicated_gradients(self):
         return [parameter.grad for parameter in self.parameters]
 
-    def step(self, multiplier, step):
+    def step(self, moment):
         for parameter in self.parameters:
-            parameter.data.sub_(parameter.grad, alpha=multiplier)
+            parameter.data.sub_(parameter.grad, alpha=moment.multiplier)
+        return lambda: None
 
 
 @pytest.mark.parametrize("clip, scale, kept", [(0.3, 1.0, None), (0.3, 1e-3, 1.0), (0.0, 1.0, 1.0)])
@@ -202,7 +210,7 @@ def test_the_global_norm_is_clipped_and_returned_as_it_was(clip, scale, kept):
     toy.set_gradients(1, scale)
     gradients = [parameter.grad.clone() for parameter in toy.parameters()]
     exact = math.sqrt(sum(float(gradient.double().square().sum()) for gradient in gradients))
-    norm = Optimizer(toy, (PlainDescent(),), ALONE, torch.float32, clip).step(1.0, 0)
+    norm = Optimizer(toy, (PlainDescent(),), ALONE, torch.float32, clip).step(Moment(0, 0.0, 1.0))
     assert norm.item() == pytest.approx(exact, rel=1e-6)
     factor = clip / exact if kept is None else kept
     for old, gradient, parameter in zip(before, gradients, toy.parameters(), strict=True):
@@ -210,13 +218,47 @@ def test_the_global_norm_is_clipped_and_returned_as_it_was(clip, scale, kept):
         assert parameter.grad is None
 
 
-def test_a_parameter_that_no_gradient_reaches_is_an_error():
-    toy = Toy()
+@pytest.mark.parametrize("idle", ["bank_NRC", "plain_RC", "table_RC", "gain"])
+def test_a_parameter_without_a_gradient_gets_zeros(idle):
+    """It only decays, whichever group it is in, and the others' norm is what it would be with zeros given."""
+    toy, twin = Toy(), Toy()
+    for one in (toy, twin):
+        one.set_gradients(1)
+    getattr(toy, idle).grad = None
+    getattr(twin, idle).grad.zero_()
+    before, decays = getattr(toy, idle).detach().clone(), {"bank_NRC": (0.02, 0.04), "plain_RC": (0.02, 0.04)}
+    rate, decay = decays.get(idle, (0.03 if idle == "table_RC" else 0.02, 0.01))
+    norms = [Optimizer(one, GROUPS, ALONE, torch.float32, 0.3).step(at(0)) for one in (toy, twin)]
+    assert norms[0] == norms[1] > 1
+    torch.testing.assert_close(getattr(toy, idle).detach(), before * (1 - 0.4 * rate * decay), rtol=1e-6, atol=0)
+    for parameter, other in zip(toy.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(parameter, other) and parameter.grad is None
+
+
+@dataclass
+class Noted:
+    """Notes when a group's step begins and when it is finished."""
+
+    update: object
+    number: int
+    notes: list
+
+    def __getattr__(self, name):
+        return getattr(self.update, name)
+
+    def step(self, moment):
+        self.notes.append(("step", self.number, moment))
+        finish = self.update.step(moment)
+        return lambda: self.notes.append(("finish", self.number)) or finish()
+
+
+def test_every_group_s_step_begins_before_the_first_is_finished():
+    toy, notes = Toy(), []
     optimizer = Optimizer(toy, GROUPS, ALONE, torch.float32, 0.3)
+    optimizer.updates = [Noted(update, number, notes) for number, update in enumerate(optimizer.updates)]
     toy.set_gradients(1)
-    toy.plain_RC.grad = None
-    with pytest.raises(ValueError, match="no gradient reached plain_RC"):
-        optimizer.step(1.0, 0)
+    optimizer.step(at(4))
+    assert notes == [("step", number, at(4)) for number in range(3)] + [("finish", number) for number in range(3)]
 
 
 # --- state
@@ -233,8 +275,8 @@ def saved(thing):
 def run(toy, optimizer, average, steps):
     for step in steps:
         toy.set_gradients(step)
-        optimizer.step(0.4, step)
-        average.after_step(step, 0.4)
+        optimizer.step(at(step))
+        average.after_step(at(step))
 
 
 @pytest.mark.parametrize("stop", [0, 1, 3])
@@ -303,7 +345,7 @@ def train_two_ranks(states, steps, begin=None):
             norms = []
             for step in steps:
                 toy.set_gradients(2 * step + rank)
-                norms.append(optimizer.step(0.4, step).item())
+                norms.append(optimizer.step(at(step)).item())
             results[rank] = toy, norms, saved([toy.state_dict(), optimizer.state()]) if states else None
         finally:
             if results[rank] is None:
@@ -329,7 +371,7 @@ def train_alone_on_means(steps, begin=None):
         toy.set_gradients(2 * step + 1)
         for parameter, other in zip(toy.parameters(), means, strict=True):
             parameter.grad.add_(other).div_(2)
-        norms.append(optimizer.step(0.4, step).item())
+        norms.append(optimizer.step(at(step)).item())
     return toy, norms, saved([toy.state_dict(), optimizer.state()])
 
 

@@ -1,8 +1,10 @@
 import math
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
+from conformance.table import random_ids, randomise
 from fairway.model.plan import AddSkip, Order
 from fairway.model.positions import Rotary
 from fairway.model.roles import leaf_views, parameter_roles
@@ -82,6 +84,19 @@ def test_a_recipe_trains_and_scores_in_whole_sequences(built):
     assert recipe.train.micro_steps(1, recipe.model.sequence) >= 1
     assert recipe.evaluate.windows.length <= recipe.model.sequence
     assert recipe.cap == 16_000_000
+
+
+def test_a_gradient_reaches_every_leaf_in_the_last_phase(built):
+    """Made small by sizes alone: what stands at each site is the recipe's own."""
+    _, recipe, _ = built
+    sizes = {"vocab": 64, "width": 16 * recipe.model.heads, "sequence": 32}
+    node = replace(recipe.model, **sizes)
+    model, ids_BT = randomise(node.build(0)), random_ids(node)
+    model.loss(ids_BT[:, :-1], ids_BT[:, 1:]).backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+    for parameter in model.parameters():
+        parameter.data.copy_(parameter.grad)
+    assert [leaf.name for leaf, view in leaf_views(model) if not view.any() or not view.isfinite().all()] == []
 
 
 # --- #162
@@ -198,6 +213,7 @@ def test_162_trains_with_the_constants_of_its_sheet():
     [
         ("model.stream.SmearGate.stop_at_bos=true", lambda recipe: recipe.model.stream[1].stop_at_bos is True),
         ("model.positions.Rotary.dims=16", lambda recipe: recipe.model.positions[1] == Rotary(dims=16)),
+        ("train.budget.steps=0", lambda recipe: recipe.train.budget.steps == 0),
         ("train.budget.seconds=30", lambda recipe: recipe.train.budget.seconds == 30.0),
         ("optim.AdamW:2.rate=0.01", lambda recipe: [group.rate for group in recipe.optim] == [0.03, 0.02, 0.01]),
         ("optim.Muon.momentum.end=0.95", lambda recipe: recipe.optim[1].momentum.end == 0.95),
@@ -235,7 +251,7 @@ def _fields(tree):
         ("model.stream.SmearGat.stop_at_bos=true", "nearest is model.stream.SmearGate.stop_at_bos"),
         ("optim.AdamW.rate=0.01", "nearest is optim.AdamW:[02].rate"),
         ("model.heads=7", "each must divide the one before it"),
-        ("train.budget.steps=0", "a budget of 0 steps"),
+        ("train.budget=Budget(steps=0, seconds=0.0)", "a budget of 0 steps, 0 s"),
         ("quantize.RowInt:3.bits=9", "RowInt.bits is 9"),
         ("codec.level=23", "Zstd.level is 23"),
     ],

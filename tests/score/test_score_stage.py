@@ -16,6 +16,7 @@ from fairway.problem import Problem
 from fairway.runfolder import update_run
 from fairway.score.stage import evaluation_stages, score_packed
 from fairway.score.windows import Evaluation, NonOverlapping, Sliding
+from fairway.train.dist import World
 
 CPU = torch.device("cpu")
 THINGS, PLACES = ("art", "cost", "end", "use", "sound"), ("war", "rain", "winter", "books", "light")
@@ -33,7 +34,8 @@ def data(tmp_path_factory):
         write_shard(folder / name, part)
         digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
         shards.append({"split": "val", "file": name, "tokens": len(part), "sha256": digest})
-    manifest = {"format": 1, "vocab": 320, "tokenizer": {"file": "tokenizer.model"}, "shards": shards}
+    tokenizer = {"file": "tokenizer.model", "sha256": hashlib.sha256((folder / "tokenizer.model").read_bytes()).hexdigest()}
+    manifest = {"format": 1, "vocab": 320, "tokenizer": tokenizer, "shards": shards}
     write_json(folder / "manifest.json", manifest)
     return open_dataset(folder), len(tokens), len("".join(TEXTS).encode())
 
@@ -52,7 +54,9 @@ def recipe_of(windows, multiple_of=1):
 def score(run, dataset, multiple_of=1, **more):
     recipe = recipe_of(more.pop("windows", Sliding(32, 8)), multiple_of)
     predict = more.pop("predict", lambda ids, first: torch.zeros(*ids[:, first:].shape, 320))
-    return score_packed(run, recipe, predict, dataset, CPU, more.pop("clock", Clock()), **more)
+    return score_packed(
+        run, recipe, predict, dataset, more.pop("clock", Clock()), more.pop("world", World(0, 1, CPU)), **more
+    )
 
 
 def test_a_score_is_written_with_all_that_readers_rely_on(run, data):
@@ -131,7 +135,9 @@ def test_the_dropped_targets_are_reported(run, data):
 
 
 def test_only_the_first_rank_writes(run, data):
-    world = types.SimpleNamespace(rank=1, size=2, all_reduce_sum=lambda tensor: tensor.where(tensor != 0, math.log(320)))
+    world = types.SimpleNamespace(
+        rank=1, size=2, device=CPU, all_reduce_sum=lambda tensor: tensor.where(tensor != 0, math.log(320))
+    )
     report = score(run, data[0], world=world)
     assert report["nats"] == pytest.approx((data[1] - 1) * math.log(320), rel=1e-12)
     assert not (run / "score.json").exists()

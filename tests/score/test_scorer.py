@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fairway.problem import Problem
-from fairway.score.scorer import score_stream
+from fairway.score.scorer import score_stream, warm_shapes
 from fairway.score.windows import Evaluation, NonOverlapping, Sliding
+from fairway.train.dist import World
 
 CPU = torch.device("cpu")
 
@@ -33,16 +34,16 @@ class Ranks:
     def world(self, rank):
         ranks = self
 
-        class World:
-            size = ranks.size
+        class OneOfThem:
+            size, device = ranks.size, CPU
 
             def all_reduce_sum(self, tensor):
                 ranks.parts[rank] = tensor.clone()
                 ranks.barrier.wait()
                 return sum(ranks.parts[1:], ranks.parts[0].clone())
 
-        World.rank = rank
-        return World()
+        OneOfThem.rank = rank
+        return OneOfThem()
 
     def run(self, work):
         with ThreadPoolExecutor(self.size) as pool:
@@ -72,7 +73,9 @@ def noise(tokens, vocab, seed=0):
 
 def score(predict, tokens, windows, vocab, **more):
     evaluation = Evaluation(windows, **{key: more.pop(key) for key in ("multiple_of", "batch_windows") if key in more})
-    return score_stream(predict, tokens, evaluation, TwoBytes(), vocab, CPU, **more)
+    targets, world = evaluation.scored_targets(len(tokens)), more.pop("world", World(0, 1, CPU))
+    count = int(TwoBytes().counts(tokens[:targets], tokens[1 : targets + 1]).sum())
+    return score_stream(predict, tokens, evaluation, count, vocab, world, **more)
 
 
 @pytest.mark.parametrize("windows", [Sliding(32, 8), NonOverlapping(32), Sliding(4000, 1)])
@@ -178,13 +181,28 @@ def test_each_rank_takes_a_contiguous_share():
 
     def work(world):
         def predict(ids, first):
-            starts.setdefault(world.rank, []).extend(ids[:, 0].tolist())
+            # A batch that is not full repeats its last window.
+            starts.setdefault(world.rank, []).extend(dict.fromkeys(ids[:, 0].tolist()))
             return uniform(641)(ids, first)
 
         score(predict, stream, NonOverlapping(64), 641, world=world)
 
     Ranks(3).run(work)
     assert starts == {0: [0, 64, 128], 1: [192, 256, 320], 2: [384, 448, 512, 576]}
+
+
+def test_a_shape_is_always_called_with_as_many_windows_and_can_be_warmed_up_before():
+    seen, evaluation = set(), Evaluation(Sliding(64, 16), batch_windows=5)
+
+    def predict(ids, first):
+        seen.add((tuple(ids.shape), first))
+        return uniform(7)(ids, first)
+
+    warm_shapes(predict, evaluation, 64 + 7 * 16 + 3, CPU)
+    warmed = set(seen)
+    seen.clear()
+    score(predict, noise(64 + 7 * 16 + 3 + 1, 7), Sliding(64, 16), 7, batch_windows=5)
+    assert seen == warmed == {((5, 64), 0), ((5, 64), 48), ((5, 64), 61)}
 
 
 def test_the_multiple_drops_the_tail_and_says_so():

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 
 from fairway.optim.optimizer import Optimizer
+from fairway.optim.schedule import Moment
 from fairway.train.dist import World
 from train.tiny import tiny
 
@@ -31,7 +32,7 @@ def optimised(world, ranks, steps=3):
     for step in range(steps):
         for parameter, gradient in zip(model.parameters(), gradients(model, step, ranks), strict=True):
             parameter.grad = gradient
-        norms.append(optimizer.step(1.0, step))
+        norms.append(optimizer.step(Moment(step, 0.0, 1.0)))
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
     return {"parameters": parameters, "state": optimizer.state(), "norms": torch.stack(norms)}
 

@@ -6,6 +6,7 @@ largest of their tensor. The tolerances allow more than ten times as much, as ot
 
 import json
 import multiprocessing
+import re
 import shutil
 import signal
 
@@ -65,15 +66,30 @@ def test_an_interrupt_of_two_ranks_leaves_one_checkpoint_from_which_they_go_on(t
     assert (run / "weights.safetensors").read_bytes() == (two / "weights.safetensors").read_bytes()
 
 
+def stopped(errors, reason, other):
+    """The faulty rank's line is there, the other's refers to it, and no rank ends in a traceback."""
+    lines = {line for line in errors.splitlines() if line.startswith("fairway: ")}
+    assert f"fairway: {reason}" in lines and lines <= {f"fairway: {reason}", f"fairway: {other}"}
+    assert not re.search(r"^\[rank\d\]: Traceback", errors, re.M)
+
+
 def test_what_stops_only_the_second_rank_is_said(tiny_data, tmp_path):
     data = shutil.copytree(tiny_data, tmp_path / "data")
     shard = data / "train_000001.bin"  # the second rank's own: ShuffledWindows deals shards out
     write_shard(shard, np.full(len(open_shard(shard)), 65535))
     code, out, errors = fairway(*train_arguments(data, tmp_path / "run"), launcher=torchrun(2))
     assert code != 0 and out == ""
-    assert [line for line in errors.splitlines() if line.startswith("fairway: ")] == [
-        f"fairway: token 65535 in {shard} but the model has 300 rows: data and recipe differ in vocabulary"
-    ]
+    reason = f"token 65535 in {shard} but the model has 300 rows: data and recipe differ in vocabulary"
+    stopped(errors, reason, "another rank has ended; its own line says why")
+
+
+def test_a_rank_that_is_refused_leaves_no_folder_that_looks_taken(tiny_data, tmp_path):
+    data = shutil.copytree(tiny_data, tmp_path / "data")
+    write_shard(data / "train_000001.bin", np.array([1, 7, 8]))
+    code, out, errors = fairway(*train_arguments(data, tmp_path / "run"), launcher=torchrun(2))
+    assert code != 0 and out == "" and not (tmp_path / "run").exists()
+    reason = "rank 1 owns 3 tokens at most but a window takes 33; lower seq"
+    stopped(errors, reason, "another rank was refused; its own line says why")
 
 
 def test_three_ranks_update_uneven_banks_as_one_process_does(tmp_path):

@@ -84,7 +84,7 @@ def test_the_weights_are_the_mean_of_the_snapshots_by_canonical_name(trainer, tm
     found = load_file(tmp_path / "weights.safetensors")
     snapshots = []
     for step in range(9):
-        other.step(other.recipe.train.schedule.multiplier(step, 0.0, other.recipe.train.budget), 0)
+        other.step(0.0, other.recipe.train.schedule.multiplier(step, 0.0, other.recipe.train.budget), 0)
         if step in (3, 7):
             snapshots.append({leaf.name: view.detach().clone() for leaf, view in leaf_views(other.model)})
     assert found.keys() == snapshots[0].keys()
@@ -106,7 +106,7 @@ def test_gradients_of_micro_batches_average_to_that_of_the_whole_batch(trainer):
     whole, parts = trainer("train.micro_tokens=256"), trainer("train.micro_tokens=64")
     assert (whole.micro_steps, parts.micro_steps) == (1, 4)
     for step in range(3):
-        (loss, norm), (loss_of_parts, norm_of_parts) = whole.step(1.0, 0), parts.step(1.0, 0)
+        (loss, norm), (loss_of_parts, norm_of_parts) = whole.step(0.0, 1.0, 0), parts.step(0.0, 1.0, 0)
         # Float32 sums in another order; the first updates magnify the difference.
         tolerance = 1e-6 * 30**step
         torch.testing.assert_close(loss_of_parts, loss, rtol=tolerance, atol=0)
@@ -192,6 +192,6 @@ def test_warm_up_leaves_no_trace(trainer):
     warm.warm_up()
     assert warm.steps_done == 0
     for _ in range(5):
-        assert warm.step(1.0, 0) == cold.step(1.0, 0)
+        assert warm.step(0.0, 1.0, 0) == cold.step(0.0, 1.0, 0)
     for one, other in zip(warm.averages, cold.averages, strict=True):
         assert one.count == other.count == 1

@@ -10,7 +10,7 @@ from ..files import write_bytes, write_json
 from ..node import digest
 from ..problem import Problem
 from ..quantize.policy import dequantise, quantise, save_codes
-from ..runfolder import CODES, LEDGER, PACKED, PROGRAM, WEIGHTS, need, update_run
+from ..runfolder import CODES, LEDGER, PACKED, PROGRAM, WEIGHTS, forget_score, need, update_run
 from .container import read_container, write_container
 from .ledger import check_ledger, make_ledger, refuse_overrun
 from .program import program_bytes, program_owners
@@ -21,7 +21,8 @@ def pack_run(folder, recipe, recipe_text, leaves, clock):
 
     `leaves`: the model's, in order. Phases `quantise` and `encode` and the two files' SHA-256 go into run.json.
     Over the cap it raises DoesNotHold: codes and ledger are written so that people see what weighs, but model.bin and
-    train_gpt.py are not, and those of an earlier pack are removed, so that no file looks fit to submit.
+    train_gpt.py are not, and those of an earlier pack are removed, so that no file looks fit to submit. A score goes with
+    the model.bin that it belongs to.
     """
     folder = Path(folder)
     with clock.phase("quantise"):
@@ -32,6 +33,7 @@ def pack_run(folder, recipe, recipe_text, leaves, clock):
         packed = {PROGRAM: program_bytes(recipe_text), PACKED: model}
     ledger = make_ledger({PROGRAM: program_owners(packed[PROGRAM]), PACKED: model_owners}, recipe.cap)
     check_ledger(ledger, {name: len(data) for name, data in packed.items()})
+    forget_score(folder)
     fits = ledger["total"] <= ledger["cap"]
     for name, data in packed.items():
         if fits:

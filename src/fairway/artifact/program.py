@@ -9,7 +9,6 @@ import io
 import zipfile
 from importlib.resources import files as package_files
 
-from ..files import write_bytes
 from ..runfolder import RECIPE
 
 TOOL_ROOMS = ("referee", "record")  # judge and report a packed model, are no part of it
@@ -67,10 +66,3 @@ def program_owners(data):
         for member, end in zip(members, ends, strict=True)
     ]
     return [*owners, {"owner": "zip directory", "kind": "overhead", "bytes": len(data) - ends[-1]}]
-
-
-def write_program(path, recipe_text):
-    """Writes the program file atomically; returns its owners."""
-    data = program_bytes(recipe_text)
-    write_bytes(path, data)
-    return program_owners(data)

@@ -4,14 +4,14 @@ from dataclasses import dataclass
 
 import zstandard
 
-from ..node import Node
 from ..problem import Problem
+from ..sites import CodecSite
 
 GREATEST_RATIO = 2**15  # a block of 4 bytes repeats one byte 128 KiB long; nothing in the format is denser
 
 
 @dataclass(frozen=True)
-class Zstd(Node):
+class Zstd(CodecSite):
     """Zstandard frames at `level` (1 to 22). The same bytes and library version give the same frame."""
 
     level: int = 22

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import write_bytes, write_json
+from ..files import file_sha256, refuse_unwritable, write_bytes, write_json
 from ..problem import Problem
 from .bytetable import byte_table
 from .dataset import MANIFEST, MANIFEST_FORMAT, open_dataset
 from .shards import open_shard, write_shard
 from .sources import documents
-from .tokenizer import encode_documents, load_tokenizer, train_tokenizer
+from .tokenizer import encode_documents, load_tokenizer, refuse_vocab, train_tokenizer
 
 HASH_BYTES = 16
 _TOKENIZER_FILE, _UNFINISHED = "tokenizer.model", "unfinished.json"
@@ -64,6 +64,8 @@ def build_dataset(
     out, say = Path(out), progress or (lambda line: None)
     plan = _build_plan(source, vocab, tokenizer, normalization, val_source, val_every, field, shard_tokens, sample_bytes)
     _refuse_foreign(out)
+    if not (out / MANIFEST).exists():
+        refuse_unwritable(out)
     say(f"reading {plan.source}")
     corpus = Corpus(plan)
     parameters = {**plan.parameters(), "content_sha256": corpus.content()}
@@ -92,7 +94,9 @@ def _build_plan(source, vocab, tokenizer, normalization, val_source, val_every, 
         raise Problem(f"one document in {val_every} for validation leaves none for training; take 2 or more")
     if shard_tokens < 1:
         raise Problem(f"shards of {shard_tokens} tokens cannot be; take 1 or more")
-    pieces = load_tokenizer(tokenizer).vocab_size() if tokenizer is not None else vocab or 1024
+    pieces = load_tokenizer(tokenizer).vocab_size() if tokenizer is not None else 1024 if vocab is None else vocab
+    if tokenizer is None:
+        refuse_vocab(pieces)
     if vocab not in (None, pieces):
         raise Problem(f"tokenizer {tokenizer} has {pieces} pieces, not {vocab}; leave vocab out, or train a tokenizer")
     return BuildPlan(
@@ -135,15 +139,6 @@ def _same_dataset(out, parameters):
 def document_hash(text):
     """The first 16 bytes of the SHA-256 of a document's words: blind to white space, which normalisation folds anyway."""
     return hashlib.sha256(" ".join(text.split()).encode()).digest()[:HASH_BYTES]
-
-
-def file_sha256(path):
-    """Hex digits of a file's SHA-256; Problem when it cannot be read."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise Problem(f"cannot read {path}: {error.strerror}; fetch or build it again") from error
 
 
 class Corpus:
@@ -231,7 +226,7 @@ def _write_split(corpus, split, out, plan, num_threads, say):
         tokens = np.concatenate(encode_documents(tokenizer, batch, num_threads))
         facts["documents"] += len(batch)
         facts["tokens"] += len(tokens)
-        facts["bytes"] += int(table.counts(tokens[:-1], tokens[1:]).sum())  # each batch begins with BOS: 0 bytes
+        facts["bytes"] += table.total(tokens)  # each batch begins with BOS: 0 bytes
         facts["original_bytes"] += sum(len(text.encode()) for text in batch)
         waiting = np.concatenate([waiting, tokens])
         while len(waiting) >= plan.shard_tokens:

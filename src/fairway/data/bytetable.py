@@ -27,6 +27,11 @@ class ByteTable:
         """Bytes of each target token given the token before it: integer ids [N], [N] -> int64 [N]."""
         return self.base[target].astype(np.int64) + (self.leading_space[target] & ~self.boundary[previous])
 
+    def total(self, tokens, chunk=1 << 20):
+        """Bytes of tokens[1:], a part at a time: the counts of 62 million tokens need not be in memory at once."""
+        parts = (tokens[at : at + chunk + 1] for at in range(0, len(tokens) - 1, chunk))
+        return sum(int(self.counts(part[:-1], part[1:]).sum()) for part in parts)
+
 
 def byte_table(tokenizer):
     """The ByteTable of a SentencePieceProcessor. Counts equal decode-and-count of any text that the tokenizer encoded.

@@ -4,16 +4,18 @@ from pathlib import Path
 
 import numpy as np
 
+from ..files import file_sha256
 from ..problem import Problem
-from .build import HASH_BYTES, file_sha256
+from .build import HASH_BYTES
 from .bytetable import byte_table
-from .dataset import check_ids, open_dataset
+from .dataset import check_ids, count_target_bytes, open_dataset
 from .shards import open_shard
 from .tokenizer import load_tokenizer
 
 # The contest's FineWeb validation: its first 50,000 documents, scored in whole windows of 2,048 (PR #162, #1514).
 CANONICAL_DOCUMENTS, CANONICAL_WINDOW = 50_000, 2048
 CANONICAL_TOKENS = {1024: 62_021_632, 8192: 40_540_160}
+CANONICAL_CASEOPS_TOKENS = {8192: 47_851_520}  # PR #1729, #2078
 CANONICAL_BYTES = (151_070_000, 151_090_000)
 
 
@@ -32,7 +34,13 @@ def check_dataset(folder, hashes=True, sample=200):
         report.equal("tokenizer pieces", len(table.base), dataset.vocab)
     except Problem as problem:
         report.add("tokenizer", "FAIL", str(problem), "a tokenizer whose bytes can be counted")
-    splits = {split: _check_shards(report, dataset, split, hashes) for split in ("train", "val")}
+    named, byte_files = dataset.manifest["shards"], dataset.manifest.get("byte_files", ())
+    splits = {
+        split: _check_shards(report, dataset, [one for one in named if one["split"] == split], hashes, dataset.vocab)
+        for split in ("train", "val")
+    }
+    if byte_files and (counted := _check_shards(report, dataset, byte_files, hashes, 65536)):
+        report.equal("bytes for validation tokens", sum(map(len, counted)), sum(map(len, splits["val"])))
     for split, shards in splits.items():
         if tokenizer is None or not shards:
             report.add(
@@ -43,7 +51,7 @@ def check_dataset(folder, hashes=True, sample=200):
             _check_documents(report, dataset, split, shards, tokenizer.bos_id())
             _check_bytes(report, dataset, split, shards, tokenizer, table, sample)
     _check_files(report, dataset, hashes)
-    canonical, why = _canonical(dataset, splits["val"], tokenizer, table)
+    canonical, why = _canonical(dataset, splits["val"], tokenizer)
     return {
         "folder": str(Path(folder)),
         "data_hash": dataset.data_hash,
@@ -74,14 +82,14 @@ class DataReport:
         return [f"{row['check']}: {row['measured']} (expected: {row['expected']})" for row in rows]
 
 
-def _check_shards(report, dataset, split, hashes):
-    """Header, size, count, ids and hash of each shard; returns their tokens, or [] unless all could be read."""
-    entries, opened = [entry for entry in dataset.manifest["shards"] if entry["split"] == split], []
+def _check_shards(report, dataset, entries, hashes, below):
+    """Header, size, count, values and hash of each shard; returns what they hold, or [] unless all could be read."""
+    opened = []
     for entry in entries:
         path, name = dataset.folder / entry["file"], entry["file"]
         try:
             tokens = open_shard(path)
-            check_ids(tokens, dataset.vocab, path)
+            check_ids(tokens, below, path)
         except Problem as problem:
             report.add(name, "FAIL", str(problem), "a whole shard of known ids")
             continue
@@ -113,7 +121,7 @@ def _check_documents(report, dataset, split, shards, bos):
 
 def _check_bytes(report, dataset, split, shards, tokenizer, table, sample):
     """Decodes documents spread over the first shard and compares their length in bytes with the table's sum."""
-    if dataset.manifest.get("byte_files"):
+    if dataset.byte_files:
         report.add(f"{split} bytes", "NOT TESTED", "transformed text", "bytes of the original are in side files")
         return
     tokens = np.asarray(shards[0])
@@ -148,8 +156,7 @@ def decoded_bytes(tokenizer, table, ids):
 def _check_files(report, dataset, hashes):
     """The tokenizer's hash, and the hash files: whole, one entry a document, sorted, nothing in both."""
     named = dataset.manifest["tokenizer"]
-    if "sha256" in named:
-        _check_hash(report, dataset.tokenizer, named["file"], named["sha256"], hashes)
+    _check_hash(report, dataset.tokenizer, named["file"], named["sha256"], hashes)
     files = dataset.manifest.get("hashes")
     if not files:
         report.add("documents in both", "NOT TESTED", "the folder has no document hashes", "0")
@@ -167,31 +174,23 @@ def _check_files(report, dataset, hashes):
     report.equal("documents in both", len(lists["train"] & lists["val"]), 0)
 
 
-def _canonical(dataset, shards, tokenizer, table):
+def _canonical(dataset, shards, tokenizer):
     """Whether the validation split is the contest's own, and why: positions, documents and bytes that are scored."""
-    wanted = CANONICAL_TOKENS.get(dataset.vocab)
-    if wanted is None:
-        return (
-            False,
-            f"no canonical figure is known for {dataset.vocab} pieces, only for {', '.join(map(str, CANONICAL_TOKENS))}",
-        )
-    if not shards or table is None:
+    known = CANONICAL_CASEOPS_TOKENS if dataset.byte_files else CANONICAL_TOKENS
+    if (wanted := known.get(dataset.vocab)) is None:
+        return False, f"no canonical figure is known for {dataset.vocab} pieces, only for {', '.join(map(str, known))}"
+    if not shards or tokenizer is None:
         return False, "the validation shards or the tokenizer could not be read"
-    if dataset.manifest.get("byte_files"):
-        return False, "the text is transformed; its bytes are in side files, which are not counted here"
     total = sum(len(tokens) for tokens in shards)
     scored = max(total - 1, 0) // CANONICAL_WINDOW * CANONICAL_WINDOW
     if scored != wanted:
         return False, f"{scored} positions are scored, not {wanted}"
-    tokens = np.concatenate(shards)[: scored + 1]
-    documents = int(np.count_nonzero(np.concatenate(shards) == tokenizer.bos_id()))
+    tokens = np.concatenate(shards)
+    documents = int(np.count_nonzero(tokens == tokenizer.bos_id()))
     if documents != CANONICAL_DOCUMENTS:
         return False, f"{documents} documents, not {CANONICAL_DOCUMENTS}"
-    size, (low, high) = scored_bytes(table, tokens), CANONICAL_BYTES
+    try:
+        size, (low, high) = count_target_bytes(dataset, tokens, scored), CANONICAL_BYTES
+    except Problem as problem:
+        return False, str(problem)
     return low <= size <= high, f"{scored} positions, {documents} documents, {size} bytes (expected {low} to {high})"
-
-
-def scored_bytes(table, tokens, chunk=1 << 22):
-    """Bytes of tokens[1:], a part at a time: the counts of 62 million tokens need not be in memory at once."""
-    parts = (tokens[at : at + chunk + 1] for at in range(0, max(len(tokens) - 1, 0), chunk))
-    return sum(int(table.counts(part[:-1], part[1:]).sum()) for part in parts)

@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from ..files import read_json
+from ..files import file_sha256, read_json
 from ..problem import Problem
 from .bytetable import byte_table
 from .shards import open_shard
@@ -23,6 +23,7 @@ class Dataset:
     folder: Path
     train: tuple[Path, ...]
     val: tuple[Path, ...]
+    byte_files: tuple[Path, ...]
     tokenizer: Path
     vocab: int
     data_hash: str
@@ -32,10 +33,12 @@ class Dataset:
 def open_dataset(folder):
     """The Dataset of `folder`. `manifest.json` must hold
 
-        {"format": 1, "vocab": int, "tokenizer": {"file": path, ...},
+        {"format": 1, "vocab": int, "tokenizer": {"file": path, "sha256": hex digits, ...},
          "shards": [{"split": "train" or "val", "file": path, "tokens": int, "sha256": hex digits}, ...], ...}
 
-    with paths relative to the folder and shards of a split in order. Raises Problem when it is absent or does not.
+    with paths relative to the folder and shards of a split in order. Transformed text (CaseOps) has "byte_files" besides:
+    shards, without a split, of the original UTF-8 bytes that each validation token stands for (PR #1729). `data_hash`
+    covers all these files and the tokenizer. Raises Problem when the manifest is absent or not like this.
     """
     folder = Path(folder)
     path = folder / MANIFEST
@@ -45,22 +48,20 @@ def open_dataset(folder):
     if not isinstance(manifest, dict) or manifest.get("format") != MANIFEST_FORMAT:
         raise Problem(f"{path} is not a manifest of format {MANIFEST_FORMAT}; build the data again")
     try:
-        shards, vocab, tokenizer = (
-            manifest["shards"],
-            manifest["vocab"],
-            folder / _path_inside(manifest["tokenizer"]["file"]),
-        )
+        vocab, model = manifest["vocab"], manifest["tokenizer"]
+        shards = [*manifest["shards"], *({**one, "split": "bytes"} for one in manifest.get("byte_files", ()))]
         split = {
             name: tuple(folder / _path_inside(shard["file"]) for shard in shards if shard["split"] == name)
-            for name in ("train", "val")
+            for name in ("train", "val", "bytes")
         }
-        content = "".join(f"{shard['file']} {shard['tokens']:d} {shard['sha256']}\n" for shard in shards)
+        content = "".join(f"{shard['split']} {shard['file']} {shard['tokens']:d} {shard['sha256']}\n" for shard in shards)
+        tokenizer, content = folder / _path_inside(model["file"]), content + model["sha256"]
     except (KeyError, TypeError, ValueError) as error:
         raise Problem(f"{path} lacks or misspells {error}; build or download the data again") from error
     if not isinstance(vocab, int) or not 0 < vocab <= 65536:
         raise Problem(f"{path} says vocab {vocab!r}, not a number from 1 to 65,536; build the data again")
     data_hash = hashlib.sha256(content.encode()).hexdigest()[:16]
-    return Dataset(folder, split["train"], split["val"], tokenizer, vocab, data_hash, manifest)
+    return Dataset(folder, split["train"], split["val"], split["bytes"], tokenizer, vocab, data_hash, manifest)
 
 
 def _path_inside(name):
@@ -72,21 +73,32 @@ def _path_inside(name):
 
 def validation_tokens(dataset):
     """All validation shards, one after the other: uint16 [N]. Raises Problem if one is absent, broken or another's."""
-    tokens = [dataset_shard(dataset, path) for path in dataset.val]
-    if not tokens:
+    if not dataset.val:
         raise Problem(f"{dataset.folder} has no validation shards; build it with validation documents")
+    tokens = _promised_shards(dataset, dataset.val, dataset.manifest["shards"])
+    for path, part in zip(dataset.val, tokens, strict=True):
+        check_ids(part, dataset.vocab, path)
     return np.concatenate(tokens)
 
 
-def dataset_shard(dataset, path):
-    """One shard's tokens (memory map), its count checked against the manifest and its ids against the vocabulary."""
-    tokens = open_shard(path)
-    name = path.relative_to(dataset.folder).as_posix()
-    promised = next(shard["tokens"] for shard in dataset.manifest["shards"] if shard["file"] == name)
-    if len(tokens) != promised:
-        raise Problem(f"{path} has {len(tokens)} tokens, {MANIFEST} says {promised}; build or download the data again")
-    check_ids(tokens, dataset.vocab, path)
-    return tokens
+def _promised_shards(dataset, paths, entries):
+    """Memory maps of shards, each of the count and hash that the manifest's entry of that file promises."""
+    promised, maps = {dataset.folder / entry["file"]: entry for entry in entries}, []
+    for path in paths:
+        maps.append(open_shard(path))
+        if len(maps[-1]) != (count := promised[path]["tokens"]):
+            raise Problem(f"{path} has {len(maps[-1])} tokens, {MANIFEST} says {count}; build or download the data again")
+        _refuse_another(path, promised[path]["sha256"])
+    return maps
+
+
+def _refuse_another(path, promised):
+    found = file_sha256(path)
+    if found != promised:
+        raise Problem(
+            f"{path} is another file than {MANIFEST} names (sha256 {found[:12]}..., not {promised[:12]}...); "
+            "restore it, or build or download the data again"
+        )
 
 
 def check_ids(tokens, vocab, path):
@@ -97,13 +109,28 @@ def check_ids(tokens, vocab, path):
 
 
 def dataset_bytes(dataset):
-    """The ByteTable of the dataset's tokenizer. Raises Problem if its pieces are not the manifest's vocabulary, or if
-    the text was transformed, so that bytes are known by a side file only (CaseOps, #1729)."""
-    if dataset.manifest.get("byte_files"):
+    """The ByteTable of the dataset's tokenizer. Raises Problem if that is another than the manifest's, or if the text was
+    transformed, so that bytes are known by a side file only (CaseOps, #1729)."""
+    if dataset.byte_files:
         raise Problem(f"{dataset.folder} holds transformed text; its bytes are in its side files, not in the pieces")
     tokenizer = load_tokenizer(dataset.tokenizer)
+    _refuse_another(dataset.tokenizer, dataset.manifest["tokenizer"]["sha256"])
     if tokenizer.vocab_size() != dataset.vocab:
         raise Problem(
             f"{dataset.tokenizer} has {tokenizer.vocab_size()} pieces, {MANIFEST} says {dataset.vocab}; build the data again"
         )
     return byte_table(tokenizer)
+
+
+def count_target_bytes(dataset, tokens, targets):
+    """Bytes of the original text that tokens[1 : targets + 1] stand for; `tokens` are the dataset's validation tokens.
+
+    By the tokenizer's byte table, or, where the text was transformed, by the side files: one count a token (PR #1729).
+    Raises Problem for a side file or tokenizer that is not the manifest's, or side files of another length.
+    """
+    if not dataset.byte_files:
+        return dataset_bytes(dataset).total(tokens[: targets + 1])
+    counts = np.concatenate(_promised_shards(dataset, dataset.byte_files, dataset.manifest["byte_files"]))
+    if len(counts) != len(tokens):
+        raise Problem(f"{dataset.folder} has bytes for {len(counts)} of {len(tokens)} validation tokens; download it again")
+    return int(counts[1 : targets + 1].sum(dtype=np.int64))

@@ -12,10 +12,9 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
-from ..files import read_json, write_json
+from ..files import file_sha256, refuse_unwritable, write_json
 from ..problem import Problem
-from .build import file_sha256
-from .dataset import MANIFEST, MANIFEST_FORMAT
+from .dataset import MANIFEST, MANIFEST_FORMAT, open_dataset
 from .shards import open_shard
 
 FINEWEB_REPOS = {1024: "willdepueoai/parameter-golf", 8192: "kevclark/parameter-golf"}
@@ -56,6 +55,7 @@ def download_fineweb(out, vocab=1024, train_shards=1, caseops=False, endpoint=No
         raise Problem(f"endpoint {endpoint!r} is no address; write it as https://huggingface.co")
     repo = CASEOPS_REPO if caseops else FINEWEB_REPOS[vocab]
     train_shards = max(train_shards, _already_there(out, repo, vocab))
+    refuse_unwritable(out)
     api = HfApi(endpoint=endpoint)
     with _asking(api, repo):
         commit = api.dataset_info(repo).sha
@@ -72,7 +72,7 @@ def _already_there(out, repo, vocab):
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return 0
     if (out / MANIFEST).is_file():
-        manifest = read_json(out / MANIFEST)
+        manifest = open_dataset(out).manifest
         if (manifest.get("source"), manifest.get("vocab")) == (repo, vocab):
             return sum(shard["split"] == "train" for shard in manifest["shards"])
         raise Problem(f"{out} holds {manifest.get('source')} with {manifest.get('vocab')} pieces; choose another folder")

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..node import Node
 from ..problem import Problem
+from ..sites import LoaderSite
 from .shards import open_shard
 
 
@@ -54,7 +54,7 @@ class LoaderContext:
 
 
 @dataclass(frozen=True)
-class SequentialShards(Node):
+class SequentialShards(LoaderSite):
     """Shards by name, strictly in sequence, from the start again after the last (PR #162).
 
     A micro-step takes world * (tokens + 1) consecutive tokens; rank r owns the r-th span of tokens + 1, of which x is
@@ -111,7 +111,7 @@ class SequentialBatches:
 
 
 @dataclass(frozen=True)
-class ShuffledWindows(Node):
+class ShuffledWindows(LoaderSite):
     """Windows of T + 1 tokens, in random order without replacement, from a rank's own shards (PR #1514).
 
     Rank r owns every world-th shard from the r-th on and one PCG64(seed + r). An epoch draws for each shard a phase and a

@@ -11,6 +11,7 @@ from ..files import write_bytes
 from ..problem import Problem
 
 NORMALIZATIONS = ("nmt_nfkc", "identity")
+BOS_ID = 1  # the contest's; models look for it to tell where a document begins
 SPACE_PIECE = "\u2581"  # how SentencePiece writes a space
 _SENTENCE_CHARS = 4096  # documents are cut into these: what is sampled, and within the length the trainer takes
 
@@ -24,8 +25,7 @@ def train_tokenizer(documents, vocab, path, normalization="nmt_nfkc", sample_byt
     """
     if normalization not in NORMALIZATIONS:
         raise Problem(f"unknown normalization {normalization!r}: one of {', '.join(NORMALIZATIONS)}")
-    if not 260 < vocab <= 65536:
-        raise Problem(f"vocab {vocab} is not possible: 260 ids are bytes and controls, and shards hold ids below 65,536")
+    refuse_vocab(vocab)
     model, lossless = io.BytesIO(), normalization == "identity"
     try:
         SentencePieceTrainer.train(
@@ -41,7 +41,7 @@ def train_tokenizer(documents, vocab, path, normalization="nmt_nfkc", sample_byt
             split_digits=True,
             character_coverage=0.999,
             pad_id=0,
-            bos_id=1,
+            bos_id=BOS_ID,
             eos_id=2,
             unk_id=3,
             max_sentence_length=4 * _SENTENCE_CHARS,  # bytes; longer sentences would be left out
@@ -51,6 +51,12 @@ def train_tokenizer(documents, vocab, path, normalization="nmt_nfkc", sample_byt
         why = str(error).rpartition("] ")[2].split(". Increase")[0] or "the text is empty"
         raise Problem(f"cannot train {vocab} pieces: {why}; change vocab or give more text") from error
     write_bytes(path, model.getvalue())
+
+
+def refuse_vocab(vocab):
+    """Raises Problem for a number of pieces that no tokenizer can be trained to."""
+    if not 260 < vocab <= 65536:
+        raise Problem(f"vocab {vocab} is not possible: 260 ids are bytes and controls, and shards hold ids below 65,536")
 
 
 def _even_sample(documents, budget):
@@ -69,15 +75,18 @@ def _even_sample(documents, budget):
 
 
 def load_tokenizer(path):
-    """The SentencePieceProcessor of a .model file. Raises Problem when it is absent, broken or has no BOS."""
+    """The SentencePieceProcessor of a .model file. Raises Problem when it is absent, broken or has another BOS id than 1."""
     if not Path(path).is_file():
         raise Problem(f"tokenizer {path} is not there; `fairway data build` writes one, or name a SentencePiece .model file")
     try:
         tokenizer = SentencePieceProcessor(model_file=str(path))
     except (RuntimeError, OSError) as error:
         raise Problem(f"{path} is not a SentencePiece model ({error}); fetch or train it again") from error
-    if tokenizer.bos_id() < 0 or tokenizer.vocab_size() > 65536:
-        raise Problem(f"tokenizer {path} must have a BOS piece and at most 65,536 pieces; train another")
+    if tokenizer.bos_id() != BOS_ID or tokenizer.vocab_size() > 65536:
+        raise Problem(
+            f"tokenizer {path} has BOS id {tokenizer.bos_id()} and {tokenizer.vocab_size()} pieces, not id {BOS_ID} and at "
+            "most 65,536; train another"
+        )
     return tokenizer
 
 

@@ -2,7 +2,6 @@
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from ..kernels.attention import attention
 from .roles import Part
@@ -18,12 +17,13 @@ class AttentionModule(Part):
         super().__init__()
         self.layers, self.heads, self.kv_heads = context.layers, context.heads, context.kv_heads
         width, narrow = context.width, context.kv_heads * context.head_width
-        queries = context.init.orthogonal(context.layers, width, width)
-        names = [(kind, layer) for kind in ("query", "output", "key", "value") for layer in range(context.layers)]
-        leaves = [(f"blocks.{layer}.attn.{kind}", f"matrix.{kind}", layer) for kind, layer in names]
+        rows = {"query": width, "output": width, "key": narrow, "value": narrow}
+        leaves = [(f"blocks.{i}.attn.{kind}", f"matrix.{kind}", i) for kind in rows for i in range(context.layers)]
+        drawn = [context.init.orthogonal(name, rows[role.split(".")[1]], width) for name, role, _ in leaves]
         middle = 2 * context.layers
-        self.own_bank("qo", torch.cat((queries, torch.zeros_like(queries))), "matrix", leaves[:middle])
-        self.own_bank("kv", context.init.orthogonal(middle, narrow, width), "matrix", leaves[middle:])
+        self.own_bank("qo", torch.stack(drawn[:middle]), "matrix", leaves[:middle])
+        self.qo.data[context.layers :] = 0
+        self.own_bank("kv", torch.stack(drawn[middle:]), "matrix", leaves[middle:])
         self.positions = nn.ModuleList(node.build(context) for node in positions)
         self.values = nn.ModuleList(node.build(context) for node in values)
         self.taps = nn.ModuleList(node.build(context) for node in taps)
@@ -34,14 +34,15 @@ class AttentionModule(Part):
 
     def forward(self, n_BTD, matrices, layer, carry):
         qo, kv = matrices
-        q_BTHK = F.linear(n_BTD, qo[layer]).unflatten(-1, (self.heads, -1))
-        k_BTGK = F.linear(n_BTD, kv[layer]).unflatten(-1, (self.kv_heads, -1))
-        v_BTGK = F.linear(n_BTD, kv[self.layers + layer]).unflatten(-1, (self.kv_heads, -1))
+        block = f"blocks.{layer}.attn"
+        q_BTHK = carry.linear(n_BTD, qo[layer], f"{block}.query").unflatten(-1, (self.heads, -1))
+        k_BTGK = carry.linear(n_BTD, kv[layer], f"{block}.key").unflatten(-1, (self.kv_heads, -1))
+        v_BTGK = carry.linear(n_BTD, kv[self.layers + layer], f"{block}.value").unflatten(-1, (self.kv_heads, -1))
         for part in self.positions:
-            q_BTHK, k_BTGK = part(q_BTHK, k_BTGK, layer)
+            q_BTHK, k_BTGK = part(q_BTHK, k_BTGK, layer, carry)
         for part in self.values:
             v_BTGK = part(v_BTGK, layer, carry)
         y_BTHK = attention(q_BTHK, k_BTGK, v_BTGK)
         for part in self.taps:
-            y_BTHK = part(y_BTHK, n_BTD, v_BTGK, layer)
-        return F.linear(y_BTHK.flatten(2), qo[self.layers + layer])
+            y_BTHK = part(y_BTHK, n_BTD, v_BTGK, layer, carry)
+        return carry.linear(y_BTHK.flatten(2), qo[self.layers + layer], f"{block}.output")

@@ -1,33 +1,37 @@
 """What every node of the model is built with, and what one forward pass shares among its sites."""
 
+import hashlib
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 
 class Initialiser:
-    """Draws initial values in float32 from one seeded generator, so that all ranks agree without a broadcast.
+    """Draws initial values in float32, each tensor from a generator of its own, seeded by the run's seed and its name.
 
-    With seed None nothing is drawn: tensors are zero, for a model that is about to be loaded.
+    So all ranks agree without a broadcast, and leaving a technique out leaves every other tensor's values as they were:
+    runs with and without it are a pair. With seed None nothing is drawn: tensors are zero, about to be loaded.
     """
 
     def __init__(self, seed):
-        self.generator = None if seed is None else torch.Generator().manual_seed(seed)
+        self.seed = seed
 
-    def normal(self, *shape, std):
+    def normal(self, name, *shape, std):
         """Gaussian with the given standard deviation."""
-        if self.generator is None:
+        if self.seed is None:
             return torch.zeros(shape)
-        return torch.randn(shape, generator=self.generator) * std
+        return torch.randn(shape, generator=self._generator(name)) * std
 
-    def orthogonal(self, *shape, gain=1.0):
-        """Matrices [..., rows, columns] with orthonormal rows or columns, whichever are fewer, times gain."""
-        data = torch.zeros(shape)
-        if self.generator is not None:
-            for matrix in data.view(-1, *shape[-2:]):
-                nn.init.orthogonal_(matrix, gain, generator=self.generator)
-        return data
+    def orthogonal(self, name, *shape, gain=1.0):
+        """A matrix [rows, columns] with orthonormal rows or columns, whichever are fewer, times gain."""
+        matrix = torch.zeros(shape)
+        return matrix if self.seed is None else nn.init.orthogonal_(matrix, gain, generator=self._generator(name))
+
+    def _generator(self, name):
+        words = hashlib.sha256(f"{self.seed} {name}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(words[:8]) >> 1)
 
 
 @dataclass(frozen=True)
@@ -45,12 +49,20 @@ class ModelContext:
     init: Initialiser
 
 
-class Carry:
-    """What one forward pass shares: ids_BT, the activations' dtype, the token table, x0_BTD, and notes by name."""
+def plain_linear(x, weight, name):
+    """x weight^T. `name` is the weight's canonical name, for those who watch or bend products (Hessians, adapters, QAT)."""
+    return F.linear(x, weight)
 
-    def __init__(self, ids_BT, dtype):
+
+class Carry:
+    """What one forward pass shares: ids_BT, the activations' dtype, how matrix products are taken, the token table,
+    x0_BTD, which step of the order is running and the how-many-eth visit of its layer (both from 0), and notes by name."""
+
+    def __init__(self, ids_BT, dtype, linear=plain_linear):
         self.ids_BT = ids_BT
         self.dtype = dtype
+        self.linear = linear
         self.table_VD = None
         self.x0_BTD = None
+        self.step = self.visit = 0
         self.notes = {}

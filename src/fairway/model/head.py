@@ -3,15 +3,14 @@
 from dataclasses import dataclass
 
 import torch
-from torch.nn import functional as F
 
 from ..kernels.norm import rms_norm
-from ..node import Node
+from ..sites import HeadSite
 from .roles import Part
 
 
 @dataclass(frozen=True)
-class FinalNorm(Node):
+class FinalNorm(HeadSite):
     """RMS norm before the head, without weights."""
 
     def build(self, context):
@@ -24,7 +23,7 @@ class FinalNormModule(Part):
 
 
 @dataclass(frozen=True)
-class TiedHead(Node):
+class TiedHead(HeadSite):
     """Logits by the token table's transpose."""
 
     def build(self, context):
@@ -33,11 +32,11 @@ class TiedHead(Node):
 
 class TiedHeadModule(Part):
     def forward(self, x_BTD, carry):
-        return F.linear(x_BTD, carry.table_VD.to(x_BTD.dtype))
+        return carry.linear(x_BTD, carry.table_VD.to(x_BTD.dtype), "token.table")
 
 
 @dataclass(frozen=True)
-class Softcap(Node):
+class Softcap(HeadSite):
     """cap tanh(z / cap), in float32 (the public systems cap bfloat16 logits in bfloat16)."""
 
     cap: float = 30.0

@@ -3,15 +3,16 @@
 import math
 from dataclasses import dataclass
 
+import torch
 from torch.nn import functional as F
 
-from ..node import Node
 from ..problem import Problem
+from ..sites import InputSite
 from .roles import Part
 
 
 @dataclass(frozen=True)
-class TokenEmbedding(Node):
+class TokenEmbedding(InputSite):
     """The token table, Gaussian at init; the head may tie to it."""
 
     std: float = 0.005
@@ -23,7 +24,9 @@ class TokenEmbedding(Node):
 class TokenEmbeddingModule(Part):
     def __init__(self, context, std):
         super().__init__()
-        self.own("table_VD", "token.table", context.init.normal(context.vocab, context.width, std=std), "embedding")
+        self.own(
+            "table_VD", "token.table", context.init.normal("token.table", context.vocab, context.width, std=std), "embedding"
+        )
 
     def forward(self, carry):
         carry.table_VD = self.table_VD
@@ -31,7 +34,7 @@ class TokenEmbeddingModule(Part):
 
 
 @dataclass(frozen=True)
-class BigramHash(Node):
+class BigramHash(InputSite):
     """A hashed table of (previous, current) pairs, projected to the model's width (PR #162).
 
     Bucket of position i >= 1: ((36313 t_i) xor (27191 t_{i-1})) mod (buckets - 1); position 0 takes the last one.
@@ -54,10 +57,15 @@ class BigramHashModule(Part):
     def __init__(self, context, node):
         super().__init__()
         self.buckets = node.buckets
-        self.own("table_BE", "bigram.table", context.init.normal(node.buckets, node.dim, std=0.0), "table")
+        self.own("table_BE", "bigram.table", torch.zeros(node.buckets, node.dim), "table")
         gain = 1 / math.sqrt(2 * context.layers)
-        self.own("proj_DE", "bigram.proj", context.init.orthogonal(context.width, node.dim, gain=gain), "projection")
-        self.own("scale", "bigram.scale", context.init.normal(1, std=0.0) + node.scale, "scalar")
+        self.own(
+            "proj_DE",
+            "bigram.proj",
+            context.init.orthogonal("bigram.proj", context.width, node.dim, gain=gain),
+            "projection",
+        )
+        self.own("scale", "bigram.scale", torch.full((1,), node.scale), "scalar")
 
     def hash(self, ids_BT):
         """Bucket of each position [B, T]; with a vocabulary under 59,000 the products stay below 2^31."""
@@ -66,4 +74,4 @@ class BigramHashModule(Part):
 
     def forward(self, carry):
         row_BTE = F.embedding(self.hash(carry.ids_BT), self.table_BE).to(carry.dtype)
-        return F.linear(row_BTE, self.proj_DE.to(carry.dtype)) * self.scale.to(carry.dtype)
+        return carry.linear(row_BTE, self.proj_DE.to(carry.dtype), "bigram.proj") * self.scale.to(carry.dtype)

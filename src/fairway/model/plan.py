@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ..node import Node
 from ..problem import Problem
+from ..sites import PlanSite, SkipSite
 from .roles import Part
 
 
@@ -24,8 +24,7 @@ class Order:
         return min(len(self.encoder), len(self.decoder))
 
 
-@dataclass(frozen=True)
-class Plan(Node):
+class Plan(PlanSite):
     """A plan has one or more phases, each an Order; all of them are compiled before the clock starts."""
 
     def orders(self, layers):
@@ -52,7 +51,7 @@ class Straight(Plan):
 class UNet(Plan):
     """The first half of the layers is the encoder, the second the decoder, last output first; `skip` connects them."""
 
-    skip: Node
+    skip: SkipSite
 
     def orders(self, layers):
         if layers < 2:
@@ -67,7 +66,7 @@ class UNet(Plan):
 
 
 @dataclass(frozen=True)
-class AddSkip(Node):
+class AddSkip(SkipSite):
     """x + w_j * skip, with one learned vector a decoder step; ones at init (PR #162)."""
 
     def build(self, context):
@@ -79,5 +78,5 @@ class AddSkipModule(Part):
         super().__init__()
         self.own("weight_SD", "skip.weight", torch.ones(context.skips, context.width), "scalar")
 
-    def forward(self, skip_BTD, x_BTD, step):
+    def forward(self, skip_BTD, x_BTD, step, carry):
         return x_BTD + self.weight_SD[step].to(x_BTD.dtype) * skip_BTD

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 import torch
 
 from ..kernels.norm import rms_norm
-from ..node import Node
 from ..problem import Problem
+from ..sites import PositionSite
 from .roles import Part
 
 
 @dataclass(frozen=True)
-class QKNorm(Node):
+class QKNorm(PositionSite):
     """RMS norm of queries and keys per head, without weights."""
 
     def build(self, context):
@@ -19,12 +19,12 @@ class QKNorm(Node):
 
 
 class QKNormModule(Part):
-    def forward(self, q_BTHK, k_BTGK, layer):
+    def forward(self, q_BTHK, k_BTGK, layer, carry):
         return rms_norm(q_BTHK), rms_norm(k_BTGK)
 
 
 @dataclass(frozen=True)
-class Rotary(Node):
+class Rotary(PositionSite):
     """Rotary positions, half-split, on the first `dims` channels of each head (None: all).
 
     Positions and angles are exact float32: the public bfloat16 buffers kept 641 of 2,048 positions apart.
@@ -55,12 +55,12 @@ class RotaryModule(Part):
         a, b, rest = x_BTHK.float().tensor_split((self.dims // 2, self.dims), dim=-1)
         return torch.cat((a * cos + b * sin, b * cos - a * sin, rest), dim=-1).to(x_BTHK.dtype)
 
-    def forward(self, q_BTHK, k_BTGK, layer):
+    def forward(self, q_BTHK, k_BTGK, layer, carry):
         return self.rotate(q_BTHK), self.rotate(k_BTGK)
 
 
 @dataclass(frozen=True)
-class QKGain(Node):
+class QKGain(PositionSite):
     """A learned gain on each query head, after the rotation (PR #162: 1.5 at init)."""
 
     init: float = 1.5
@@ -72,8 +72,8 @@ class QKGain(Node):
 class QKGainModule(Part):
     def __init__(self, context, value):
         super().__init__()
-        gain_LH = context.init.normal(context.layers, context.heads, std=0.0) + value
+        gain_LH = torch.full((context.layers, context.heads), value)
         self.own_per_layer("gain_LH", "attn.gain", gain_LH)
 
-    def forward(self, q_BTHK, k_BTGK, layer):
+    def forward(self, q_BTHK, k_BTGK, layer, carry):
         return q_BTHK * self.gain_LH[layer].to(q_BTHK.dtype).unsqueeze(-1), k_BTGK

@@ -11,15 +11,26 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..kernels.norm import rms_norm
-from ..node import Node
 from ..problem import Problem
+from ..sites import (
+    HeadSite,
+    InputSite,
+    JoinSite,
+    MLPSite,
+    ModelSite,
+    PlanSite,
+    PositionSite,
+    ResidualSite,
+    StreamSite,
+    TapSite,
+    ValueSite,
+)
 from .attention import AttentionModule
-from .context import Carry, Initialiser, ModelContext
-from .plan import Plan
+from .context import Carry, Initialiser, ModelContext, plain_linear
 
 
 @dataclass(frozen=True)
-class GPT(Node):
+class GPT(ModelSite):
     """A decoder-only transformer: its sizes, and the techniques at each site."""
 
     vocab: int
@@ -28,16 +39,16 @@ class GPT(Node):
     heads: int
     kv_heads: int
     sequence: int
-    inputs: tuple[Node, ...]
-    stream: tuple[Node, ...]
-    positions: tuple[Node, ...]
-    values: tuple[Node, ...]
-    taps: tuple[Node, ...]
-    mlp: Node
-    join: Node
-    residual: tuple[Node, ...]
-    plan: Plan
-    head: tuple[Node, ...]
+    inputs: tuple[InputSite, ...]
+    stream: tuple[StreamSite, ...]
+    positions: tuple[PositionSite, ...]
+    values: tuple[ValueSite, ...]
+    taps: tuple[TapSite, ...]
+    mlp: MLPSite
+    join: JoinSite
+    residual: tuple[ResidualSite, ...]
+    plan: PlanSite
+    head: tuple[HeadSite, ...]
 
     def __post_init__(self):
         sizes = {name: getattr(self, name) for name in ("vocab", "width", "layers", "heads", "kv_heads", "sequence")}
@@ -74,9 +85,12 @@ class GPTModule(nn.Module):
         self.skip = node.plan.build(context)
         self.head = nn.ModuleList(part.build(context) for part in node.head)
 
-    def forward(self, ids_BT, phase=-1, first=0):
-        """Logits_BSV of positions first..T-1. `phase` chooses the plan's order; the last is what scoring uses."""
-        carry = Carry(ids_BT, self.dtype)
+    def forward(self, ids_BT, phase=-1, first=0, linear=plain_linear):
+        """Logits_BSV of positions first..T-1. `phase` chooses the plan's order; the last is what scoring uses.
+
+        `linear(x, weight, name)` takes the products with matrices; the default is `plain_linear`.
+        """
+        carry = Carry(ids_BT, self.dtype, linear)
         x = sum(part(carry) for part in self.inputs)
         for part in self.stream:
             x = part(x, carry)
@@ -84,20 +98,20 @@ class GPTModule(nn.Module):
         block = Block(self, carry)
         order, kept = self.orders[phase], []
         for layer in order.encoder:
-            x = self.join(x, block, layer)
+            x = block.run(x, layer)
             kept.append(x)
         for step, layer in enumerate(order.decoder):
             if kept:
-                x = self.join.skip(x, partial(self.skip, kept.pop(), step=step))
-            x = self.join(x, block, layer)
+                x = self.join.skip(x, partial(self.skip, kept.pop(), step=step, carry=carry))
+            x = block.run(x, layer)
         z = self.join.leave(x)[:, first:]
         for part in self.head:
             z = part(z, carry)
         return z
 
-    def loss(self, ids_BT, targets_BT, phase=-1):
+    def loss(self, ids_BT, targets_BT, phase=-1, linear=plain_linear):
         """Mean cross-entropy in nats, on float32 logits."""
-        z_BTV = self(ids_BT, phase)
+        z_BTV = self(ids_BT, phase, linear=linear)
         return F.cross_entropy(z_BTV.float().flatten(0, 1), targets_BT.flatten())
 
 
@@ -108,29 +122,38 @@ class Block:
         self.model, self.carry = model, carry
         self.attention = model.attention.matrices(carry.dtype)
         self.mlp = model.mlp.matrices(carry.dtype)
+        self.visits = [0] * model.attention.layers
+
+    def run(self, x, layer):
+        """The next step of the order: the block of `layer`, joined to the stream."""
+        self.carry.visit = self.visits[layer]
+        x = self.model.join(x, self, layer)
+        self.visits[layer] += 1
+        self.carry.step += 1
+        return x
 
     def enter(self, x_BTD, layer):
         """The stream as the block takes it in."""
         for part in self.model.residual:
-            x_BTD = part.enter(x_BTD, self.carry, layer)
+            x_BTD = part.enter(x_BTD, layer, self.carry)
         return x_BTD
 
     def attend(self, u_BTD, layer):
         """Attention's delta."""
         d_BTD = self.model.attention(self._norm(u_BTD, layer), self.attention, layer, self.carry)
         for part in self.model.residual:
-            d_BTD = part.attended(d_BTD, layer)
+            d_BTD = part.attended(d_BTD, layer, self.carry)
         return d_BTD
 
     def feed(self, u_BTD, layer):
         """The MLP's delta."""
-        d_BTD = self.model.mlp(self._norm(u_BTD, layer), self.mlp, layer)
+        d_BTD = self.model.mlp(self._norm(u_BTD, layer), self.mlp, layer, self.carry)
         for part in self.model.residual:
-            d_BTD = part.fed(d_BTD, layer)
+            d_BTD = part.fed(d_BTD, layer, self.carry)
         return d_BTD
 
     def _norm(self, u_BTD, layer):
         n_BTD = rms_norm(u_BTD)
         for part in self.model.residual:
-            n_BTD = part.normed(n_BTD, layer)
+            n_BTD = part.normed(n_BTD, layer, self.carry)
         return n_BTD

@@ -6,12 +6,12 @@ import torch
 from torch.nn import functional as F
 
 from ..kernels.norm import rms_norm
-from ..node import Node
+from ..sites import StreamSite
 from .roles import Part
 
 
 @dataclass(frozen=True)
-class InputNorm(Node):
+class InputNorm(StreamSite):
     """RMS norm of the summed inputs, without weights."""
 
     def build(self, context):
@@ -24,7 +24,7 @@ class InputNormModule(Part):
 
 
 @dataclass(frozen=True)
-class SmearGate(Node):
+class SmearGate(StreamSite):
     """Blends each position with its predecessor, channel by channel: (1 - g) x_i + g x_{i-1} (PR #162).
 
     The gate starts at 0.5, so at init this is not the identity. The predecessor of position 0 is zero; with
@@ -35,14 +35,14 @@ class SmearGate(Node):
     bos: int = 1
 
     def build(self, context):
-        return SmearGateModule(context.width, self.bos if self.stop_at_bos else None, context.init)
+        return SmearGateModule(context.width, self.bos if self.stop_at_bos else None)
 
 
 class SmearGateModule(Part):
-    def __init__(self, width, bos, init):
+    def __init__(self, width, bos):
         super().__init__()
         self.bos = bos
-        self.own("gate_D", "smear.gate", init.normal(width, std=0.0), "scalar")
+        self.own("gate_D", "smear.gate", torch.zeros(width), "scalar")
 
     def forward(self, x_BTD, carry):
         gate_D = torch.sigmoid(self.gate_D).to(x_BTD.dtype)

@@ -4,14 +4,14 @@ from dataclasses import dataclass
 
 import torch
 
-from ..node import Node
 from ..problem import Problem
+from ..sites import GroupSite
 from .banks import ReplicatedGradients
 from .schedule import check_rates
 
 
 @dataclass(frozen=True)
-class AdamW(Node):
+class AdamW(GroupSite):
     """AdamW with decoupled decay, W <- W (1 - rate decay) before the step."""
 
     roles: tuple[str, ...]
@@ -52,11 +52,12 @@ class AdamWUpdate:
         """Averaged gradients that every rank holds whole."""
         return self.gradients.wait()
 
-    def step(self, multiplier, step):
-        """One update with the rate times `multiplier`."""
+    def step(self, moment):
+        """One update; nothing is left to finish."""
         for group in self.torch.param_groups:
-            group["lr"] = self.node.rate * multiplier
+            group["lr"] = self.node.rate * moment.multiplier
         self.torch.step()
+        return lambda: None
 
     def state(self):
         """torch's own state by parameter name."""

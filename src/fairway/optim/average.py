@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 import torch
 
-from ..node import Node
 from ..problem import Problem
+from ..sites import AverageSite
 
 
 @dataclass(frozen=True)
-class SWA(Node):
+class SWA(AverageSite):
     """Stochastic weight averaging: the mean of the weights after every `every`-th step whose rate factor is below `below`.
 
     Sums are float32 on the device (PR #162 sums bfloat16 tensors in bfloat16, 0.6 % off after 30 snapshots).
@@ -33,9 +33,9 @@ class SWAState:
         self.node, self.model, self.count, self.sums = node, model, 0, {}
 
     @torch.no_grad()
-    def after_step(self, step, multiplier):
-        """To be called after 0-based step `step`, whose rate factor was `multiplier`."""
-        if multiplier >= self.node.below or (step + 1) % self.node.every:
+    def after_step(self, moment):
+        """To be called after the step of `moment`."""
+        if moment.multiplier >= self.node.below or (moment.step + 1) % self.node.every:
             return
         for name, parameter in self.model.named_parameters():
             if self.count:

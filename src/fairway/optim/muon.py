@@ -2,17 +2,18 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
-from ..node import Node
+from ..sites import GroupSite, OrthogonaliserSite
 from .banks import BankShard
 from .orthogonal import Quintic
 from .schedule import Ramp, check_rates
 
 
 @dataclass(frozen=True)
-class Muon(Node):
+class Muon(GroupSite):
     """buf <- mu buf + g; u = g + mu buf; W <- W (1 - rate decay) - rate sqrt(max(1, rows / columns)) orthogonal(u).
 
     Momentum stays float32, also on shards (PR #1523 keeps it in bfloat16).
@@ -22,7 +23,7 @@ class Muon(Node):
     rate: float = 0.02
     momentum: Ramp = Ramp()
     weight_decay: float = 0.04
-    orthogonaliser: Node = Quintic()
+    orthogonaliser: OrthogonaliserSite = Quintic()
 
     def __post_init__(self):
         check_rates(self)
@@ -57,18 +58,20 @@ class MuonUpdate:
         """Averaged gradients that every rank holds whole: none."""
         return []
 
-    def step(self, multiplier, step):
-        """One update of every matrix with the rate times `multiplier`; `step` is 0-based."""
-        momentum, rate = self.node.momentum.at(step), self.node.rate * multiplier
-        finishing = []
+    def step(self, moment):
+        """Starts one update of every matrix; returns a function that waits for the other ranks' parts and applies it."""
+        momentum, wholes = self.node.momentum.at(moment.step), []
         for shard, buffer_SRC in zip(self.shards, self.buffers, strict=True):
             gradient_SRC = shard.gradient_SRC
             buffer_SRC.mul_(momentum).add_(gradient_SRC)
             update_SRC = self.node.orthogonaliser.apply(gradient_SRC.add(buffer_SRC, alpha=momentum), self.products)
-            finishing.append(shard.gather(update_SRC.contiguous()))
+            wholes.append(shard.gather(update_SRC.contiguous()))
             shard.gradient_SRC = None
-        for shard, finish in zip(self.shards, finishing, strict=True):
-            parameter, update = shard.parameter, finish()
+        return partial(self._apply, wholes, self.node.rate * moment.multiplier)
+
+    def _apply(self, wholes, rate):
+        for shard, whole in zip(self.shards, wholes, strict=True):
+            parameter, update = shard.parameter, whole()
             scale = math.sqrt(max(1.0, parameter.shape[-2] / parameter.shape[-1]))
             parameter.data.mul_(1 - rate * self.node.weight_decay).add_(update, alpha=-rate * scale)
 

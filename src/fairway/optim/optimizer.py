@@ -42,15 +42,17 @@ class Optimizer:
         self.updates = [
             group.build(GroupContext(members, world, products)) for group, members in zip(groups, assigned, strict=True)
         ]
-        self.parameters, self.world, self.clip = dict(model.named_parameters()), world, clip
+        self.parameters, self.world, self.clip = list(model.parameters()), world, clip
 
-    def step(self, multiplier, step):
+    def step(self, moment):
         """Averages gradients over ranks, clips their global norm, updates. Returns the norm before clipping (a tensor).
 
+        A parameter that this phase of the plan does not use gets a zero gradient, on all ranks alike.
         The public systems with banks clip each rank's own gradient before it is reduced: ranks then weigh unequally.
         """
-        if idle := [name for name, parameter in self.parameters.items() if parameter.grad is None]:
-            raise ValueError(f"no gradient reached {idle[0]}: its technique is not in the graph")
+        for parameter in self.parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
         for update in self.updates:
             update.reduce()
         replicated = [g for update in self.updates for g in update.replicated_gradients()]
@@ -59,9 +61,10 @@ class Optimizer:
         if self.clip:
             scale = (self.clip / (norm + 1e-6)).clamp(max=1.0)
             torch._foreach_mul_(replicated + sharded, scale)
-        for update in self.updates:
-            update.step(multiplier, step)
-        for parameter in self.parameters.values():
+        # Gathers that one group has started travel while the next one computes.
+        for finish in [update.step(moment) for update in self.updates]:
+            finish()
+        for parameter in self.parameters:
             parameter.grad = None
         return norm
 

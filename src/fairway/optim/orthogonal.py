@@ -4,14 +4,14 @@ from dataclasses import dataclass
 
 import torch
 
-from ..node import Node
+from ..sites import OrthogonaliserSite
 
 # a, b, c of X <- a X + (b A + c A^2) X with A = X X^T (Keller Jordan's quintic, as PR #162 runs it).
 QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
 @dataclass(frozen=True)
-class Quintic(Node):
+class Quintic(OrthogonaliserSite):
     """Newton-Schulz iteration with fixed quintic coefficients; singular values end between about 0.7 and 1.2."""
 
     steps: int = 5

@@ -5,23 +5,27 @@ from dataclasses import dataclass
 
 from ..node import Node
 from ..problem import Problem
+from ..sites import ScheduleSite
 
 
 @dataclass(frozen=True)
 class Budget(Node):
-    """What a run may spend: a number of steps, or seconds on the clock when `seconds` is above 0."""
+    """What a run may spend: steps, or seconds on the clock, or what comes first; 0 is no limit."""
 
     steps: int = 20_000
     seconds: float = 600.0
 
     def __post_init__(self):
-        if not 0 <= self.seconds < math.inf or self.steps < 1:
-            raise Problem(f"a budget of {self.steps} steps, {self.seconds:g} s: give 1 step or more, 0 s (no clock) or more")
+        if self.steps < 0 or not 0 <= self.seconds < math.inf or not (self.steps or self.seconds):
+            raise Problem(
+                f"a budget of {self.steps} steps, {self.seconds:g} s: give more than 0 of one, 0 (no limit) or more of both"
+            )
 
     def progress(self, step, elapsed):
         """The fraction that is over after `step` steps and `elapsed` seconds, 0 to 1."""
-        fraction = elapsed / self.seconds if self.seconds else step / self.steps
-        return min(1.0, max(fraction, step / self.steps))
+        by_clock = elapsed / self.seconds if self.seconds else 0.0
+        by_steps = step / self.steps if self.steps else 0.0
+        return min(1.0, max(by_clock, by_steps))
 
     def remaining_steps(self, step, elapsed):
         """Steps left; under the clock an estimate from the pace so far."""
@@ -32,7 +36,7 @@ class Budget(Node):
 
 
 @dataclass(frozen=True)
-class WarmDownSteps(Node):
+class WarmDownSteps(ScheduleSite):
     """1, then linearly to 0 over the last `steps` steps; under the clock they are counted at the pace so far (PR #162)."""
 
     steps: int = 3000
@@ -47,7 +51,7 @@ class WarmDownSteps(Node):
 
 
 @dataclass(frozen=True)
-class WarmDownFraction(Node):
+class WarmDownFraction(ScheduleSite):
     """1, then linearly to 0 over the last `fraction` of the budget (PR #1514)."""
 
     fraction: float = 0.667
@@ -76,6 +80,15 @@ class Ramp(Node):
     def at(self, step):
         """The value at 0-based step `step`."""
         return self.start + min(step / self.steps, 1.0) * (self.end - self.start)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where a step stands: its 0-based number, the fraction of the budget that is over, the factor on every rate."""
+
+    step: int
+    progress: float
+    multiplier: float
 
 
 def check_rates(group):

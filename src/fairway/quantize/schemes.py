@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ..model.roles import ROLES, role_matches
-from ..node import Node
 from ..problem import Problem
+from ..sites import SchemeSite
 
 INTEGER_SCHEMES = ("int2", "int3", "int4", "int5", "int6", "int7", "int8")
 LEAST_SCALE = 2.0**-24  # the smallest positive float16
@@ -33,7 +33,7 @@ class Coded:
 
 
 @dataclass(frozen=True)
-class WeightScheme(Node):
+class WeightScheme(SchemeSite):
     """Base of the schemes: which leaves it takes. `encode(weight, leaf)` gives the leaf's Coded."""
 
     role: str = ""  # this role and what refines it; empty: every role

@@ -14,7 +14,6 @@ from .windows import prove_coverage
 
 CHECK_EVERY = 64  # batches between two looks at the results: each look makes the host wait for the device
 NORMALISE_ELEMENTS = 1 << 24  # float64 logits held at once while normalising (128 MiB)
-COUNT_CHUNK = 1 << 22  # targets whose bytes are counted at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,14 +46,14 @@ class Scored:
 
 
 @torch.no_grad()
-def score_stream(predict, tokens, evaluation, table, vocab, device, world=None, progress=None):
+def score_stream(predict, tokens, evaluation, count, vocab, world, progress=None):
     """Scores a token stream: every target once, each from the same context whatever the batch size and ranks.
 
     `predict(ids_BT int64 on the device, first)` returns logits_BSV for positions first..T - 1, any float dtype. They
     are normalised here, in float64 from the logits as given, so a score differs between batch sizes or ranks
     only where the logits do; the sum is float64 over the targets in order.
-    `tokens` is a 1-D integer array, `table` has `counts(previous, target)`. `world` has `rank`, `size` and
-    `all_reduce_sum(tensor)`, which returns the sum over the ranks (None: alone); ranks take contiguous shares of the
+    `tokens` is a 1-D integer array, `count` the bytes of text that its scored targets stand for. `world` has `rank`, `size`,
+    `device` and `all_reduce_sum(tensor)`, which returns the sum over the ranks; ranks take contiguous shares of the
     windows and all get the whole result. `progress(windows done, windows in this share)` is called now and then.
     Raises Problem for an empty stream, ids outside the vocabulary, no bytes, and logits of the wrong shape or not finite.
     """
@@ -62,33 +61,45 @@ def score_stream(predict, tokens, evaluation, table, vocab, device, world=None, 
     plan = evaluation.windows.plan(targets)
     prove_coverage(plan, targets)
     _check_stream(tokens, vocab)
-    count = _count_bytes(table, tokens, targets)
-    rank, size = (world.rank, world.size) if world else (0, 1)
-    share = len(plan) * rank // size, len(plan) * (rank + 1) // size
-    nats_N = _score_share(predict, tokens[: targets + 1], plan, share, evaluation.batch_windows, vocab, device, progress)
-    if world:
-        nats_N = world.all_reduce_sum(nats_N)
-    nats_N = nats_N.cpu().numpy()
+    if count < 1:
+        raise Problem(f"the {targets} targets stand for {count} bytes of text; check that the tokenizer is the data's own")
+    share = len(plan) * world.rank // world.size, len(plan) * (world.rank + 1) // world.size
+    stream = torch.from_numpy(np.asarray(tokens[: targets + 1]).astype(np.int32)).to(world.device)
+    nats_N = _score_share(predict, stream, plan, share, evaluation.batch_windows, vocab, progress)
+    nats_N = world.all_reduce_sum(nats_N).cpu().numpy()
     _check_finite(nats_N, plan)
     total = float(nats_N.sum())
     return Scored(total, targets, count, len(tokens) - 1 - targets, len(plan), nats_N.astype(np.float32))
 
 
-def _score_share(predict, tokens, plan, share, batch, vocab, device, progress):
-    """float64 nats_N on the device: this share's targets filled in, zero elsewhere."""
-    stream = torch.from_numpy(tokens.astype(np.int32)).to(device)
-    nats_N = torch.zeros(len(stream) - 1, dtype=torch.float64, device=device)
-    start_W = torch.from_numpy(plan.start).to(device)
-    offset_T = torch.arange(int(plan.length.max()), device=device)
-    begin, end, checked_to = plan.begin, plan.end, 0
+@torch.no_grad()
+def warm_shapes(predict, evaluation, targets, device):
+    """Calls `predict` once for each shape of batch that scoring `targets` targets will need: compilation happens here."""
+    plan = evaluation.windows.plan(targets)
+    for length, first in sorted({*zip(plan.length.tolist(), plan.first.tolist(), strict=True)}):
+        predict(torch.zeros(evaluation.batch_windows, length, dtype=torch.int64, device=device), first)
+
+
+def _score_share(predict, stream, plan, share, batch, vocab, progress):
+    """float64 nats_N on the stream's device: this share's targets filled in, zero elsewhere.
+
+    Every batch has `batch` rows, the last one of a shape repeated if need be: one compiled graph serves a shape.
+    """
+    nats_N = torch.zeros(len(stream) - 1, dtype=torch.float64, device=stream.device)
+    start_W = torch.from_numpy(plan.start).to(stream.device)
+    offset_T = torch.arange(int(plan.length.max()), device=stream.device)
+    row_B = torch.arange(batch, device=stream.device)
+    begin, end, checked_to = plan.begin, plan.end, None
     for number, (low, high) in enumerate(plan.batches(*share, batch), 1):
         length, first = int(plan.length[low]), int(plan.first[low])
         # Neighbours score neighbouring targets (prove_coverage), so a batch fills one span.
         span = slice(int(begin[low]), int(end[high - 1]))
-        ids_BT = stream[start_W[low:high, None] + offset_T[:length]].long()
+        ids_BT = stream[start_W[(low + row_B).clamp(max=high - 1), None] + offset_T[:length]].long()
         logits_BSV = predict(ids_BT, first)
-        _check_logits(logits_BSV, (high - low, length - first, vocab))
-        nats_N[span] = _target_nats(logits_BSV.flatten(0, 1), stream[span.start + 1 : span.stop + 1].long())
+        _check_logits(logits_BSV, (batch, length - first, vocab))
+        logits_NV = logits_BSV[: high - low].flatten(0, 1)
+        nats_N[span] = _target_nats(logits_NV, stream[span.start + 1 : span.stop + 1].long())
+        checked_to = span.start if checked_to is None else checked_to
         if number % CHECK_EVERY == 0 or high == share[1]:
             # A fault ends this share early; it is raised after the ranks have met, on all of them, so that none hangs.
             if not nats_N[checked_to : span.stop].isfinite().all():
@@ -107,16 +118,6 @@ def _target_nats(logits_NV, target_N):
         logits = logits.double()
         parts.append(logits.logsumexp(1) - logits.gather(1, target[:, None])[:, 0])
     return torch.cat(parts)
-
-
-def _count_bytes(table, tokens, targets):
-    total = 0
-    for low in range(0, targets, COUNT_CHUNK):
-        high = min(low + COUNT_CHUNK, targets)
-        total += int(table.counts(tokens[low:high], tokens[low + 1 : high + 1]).sum(dtype=np.int64))
-    if total < 1:
-        raise Problem(f"the {targets} targets stand for {total} bytes of text; check that the tokenizer is the data's own")
-    return total
 
 
 def _check_stream(tokens, vocab):

@@ -5,37 +5,50 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..data.dataset import dataset_bytes, validation_tokens
+from ..data.dataset import count_target_bytes, validation_tokens
 from ..files import replacing, write_json
 from ..runfolder import NATS, PACKED, SCORE, need, update_run
-from .scorer import score_stream
+from .scorer import score_stream, warm_shapes
 from .windows import NonOverlapping
 
 
-def score_packed(folder, recipe, predict, dataset, device, clock, keep_nats=False, world=None, progress=None):
+def score_packed(folder, recipe, predict, dataset, clock, world, keep_nats=False, progress=None):
     """Scores `predict`, the predictor that was loaded from the folder's model.bin, on the dataset's validation stream.
 
     Returns what score.json holds: the figures of `Scored`, `phases` (seconds so far), `stages`, and the hashes of data and
     model. With `keep_nats`, nats.npy holds float32 nats of every target, in order. Only rank 0 writes.
     """
     packed = need(folder, PACKED, "pack")
-    tokens, table, stages = validation_tokens(dataset), dataset_bytes(dataset), []
-    for evaluation in evaluation_stages(recipe):
-        before = clock.seconds.get("score", 0.0)
-        with clock.phase("score"):
-            scored = score_stream(predict, tokens, evaluation, table, dataset.vocab, device, world, progress)
-        seconds = clock.seconds["score"] - before
-        name = type(evaluation.windows).__name__
-        stages.append({"name": name, "bpb": scored.bpb, "nats": scored.nats, "seconds": seconds})
+    stages = score_stages(predict, dataset, evaluation_stages(recipe), clock, world, "score", progress)
+    scored = stages[-1][1]
     report = scored.as_json() | {
         "phases": dict(clock.seconds),
-        "stages": stages,
+        "stages": [{"name": name, "bpb": one.bpb, "nats": one.nats, "seconds": seconds} for name, one, seconds in stages],
         "data_hash": dataset.data_hash,
         "model_sha256": hashlib.sha256(packed.read_bytes()).hexdigest(),
     }
-    if world is None or world.rank == 0:
+    if world.rank == 0:
         _write_score(packed.parent, report, scored.nats_N if keep_nats else None)
     return report
+
+
+def score_stages(predict, dataset, evaluations, clock, world, phase, progress=None):
+    """[(name of the windows, Scored, seconds)] of a dataset's validation stream, one for each Evaluation.
+
+    On a GPU each shape of batch is first run once, as phase `compile`, so that `phase` counts scoring alone.
+    """
+    tokens, done = validation_tokens(dataset), []
+    for evaluation in evaluations:
+        targets = evaluation.scored_targets(len(tokens))
+        if world.device.type == "cuda":
+            with clock.phase("compile"):
+                warm_shapes(predict, evaluation, targets, world.device)
+        before = clock.seconds.get(phase, 0.0)
+        with clock.phase(phase):
+            count = count_target_bytes(dataset, tokens, targets)
+            scored = score_stream(predict, tokens, evaluation, count, dataset.vocab, world, progress)
+        done.append((type(evaluation.windows).__name__, scored, clock.seconds[phase] - before))
+    return done
 
 
 def evaluation_stages(recipe):

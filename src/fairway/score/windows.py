@@ -9,8 +9,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from ..node import Node
 from ..problem import Problem
+from ..sites import EvaluationSite, WindowSite
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +44,7 @@ class WindowPlan:
 
 
 @dataclass(frozen=True)
-class Sliding(Node):
+class Sliding(WindowSite):
     """Overlapping windows: the first scores all its positions, every later one its last `stride`.
 
     A target sees min(its index + 1, more than length - stride) tokens. The last window is moved left to end with
@@ -71,7 +71,7 @@ class Sliding(Node):
 
 
 @dataclass(frozen=True)
-class NonOverlapping(Node):
+class NonOverlapping(WindowSite):
     """Windows side by side, all positions scored; only the last one overlaps, to end with the last target."""
 
     length: int = 2048
@@ -86,10 +86,10 @@ class NonOverlapping(Node):
 
 
 @dataclass(frozen=True)
-class Evaluation(Node):
+class Evaluation(EvaluationSite):
     """How a stream is scored. `multiple_of` drops the last targets beyond a multiple (the contest's recipes: 2048)."""
 
-    windows: Node
+    windows: WindowSite
     multiple_of: int = 1
     batch_windows: int = 32  # windows in one forward pass; changes speed and memory, not the score
 

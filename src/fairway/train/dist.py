@@ -10,6 +10,7 @@ import torch.distributed as dist
 import torch.distributed.nn.functional
 
 from ..kernels.capability import best_device
+from ..problem import Problem
 
 
 class Done:
@@ -81,12 +82,20 @@ def start_world():
     if not dist.is_torchelastic_launched():
         yield World(0, 1, best_device())
         return
-    device = best_device(dist.get_node_local_rank())
+    local = dist.get_node_local_rank()
+    if torch.cuda.is_available() and local >= torch.cuda.device_count():
+        raise Problem(f"rank {local} of this machine has no GPU: start at most {torch.cuda.device_count()} processes here")
+    device = best_device(local)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     # Two back ends in one group: device tensors go by NCCL, the clock's few numbers by gloo without touching the GPU.
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         yield World(dist.get_rank(), dist.get_world_size(), device)
+    except RuntimeError as error:
+        # What a rank sees when its peer has left in the middle of a call, by either back end.
+        if isinstance(error, dist.DistError) or "gloo" in str(error).lower():
+            raise Problem("another rank has ended; its own line says why") from error
+        raise
     finally:
         dist.destroy_process_group()

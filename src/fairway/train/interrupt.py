@@ -1,20 +1,27 @@
 """Ctrl-C and SIGTERM as a flag that the loop reads between steps."""
 
 import signal
+import time
 from contextlib import contextmanager
+
+PATIENCE = 1.0  # seconds in which a second Ctrl-C is taken for the same one, sent to the whole group
 
 
 class Interrupt:
     """Whether this process has been asked to stop."""
 
     def __init__(self):
-        self.asked = False
+        self.asked, self.since = False, 0.0
 
     def ask(self, number, frame):
-        """The signal handler: the first signal asks, a second one stops at once."""
-        if self.asked:
+        """The signal handler: signals ask; a Ctrl-C a second or more after the first stops at once.
+
+        SIGTERM only ever asks: launchers and schedulers each send it to every process, so it comes twice.
+        """
+        if self.asked and number == signal.SIGINT and time.monotonic() - self.since > PATIENCE:
             raise KeyboardInterrupt
-        self.asked = True
+        if not self.asked:
+            self.asked, self.since = True, time.monotonic()
 
 
 @contextmanager

@@ -9,30 +9,41 @@ from safetensors.torch import save
 
 from ..files import write_bytes
 from ..model.roles import leaf_views
-from ..problem import Interrupted
+from ..problem import Interrupted, Problem
 from ..runfolder import CHECKPOINT, METRICS, WEIGHTS
 from .interrupt import listening
 from .metrics import Metrics
 
 
-def train_run(folder, trainer, clock, resume=False, progress=None):
+def train_run(folder, trainer, clock, checkpoint=None, progress=None):
     """Spends a new Trainer's budget; leaves metrics.jsonl and weights.safetensors, the averaged weights by canonical name.
 
-    `progress(row, budget)` is called after each flush of the metrics, on rank 0. Returns the trained model and facts
-    for run.json. An interrupt leaves checkpoint.pt and raises Interrupted.
+    With `checkpoint` (of `read_checkpoint`) it goes on from there. `progress(row, budget)` is called after each flush of
+    the metrics, on rank 0. Returns the trained model and facts for run.json. An interrupt leaves checkpoint.pt and
+    raises Interrupted; one that comes after the last step is ignored, as the weights are about to be written.
     """
-    folder, world, train = Path(folder), trainer.world, trainer.recipe.train
-    try:
-        with clock.phase("compile"):
-            trainer.warm_up()
-        if resume:
-            trainer.restore(folder / CHECKPOINT)
-        metrics = Metrics(folder / METRICS, world)
-        metrics.rewind(trainer.steps_done)
-        with listening() as interrupt:
-            run_steps(trainer, metrics, interrupt, folder, progress)
-    finally:
-        trainer.batches.close()
+    with listening() as interrupt:
+        try:
+            with clock.phase("compile"):
+                trainer.warm_up()
+            if checkpoint is not None:
+                trainer.restore(checkpoint)
+            metrics = Metrics(Path(folder) / METRICS, trainer.world)
+            metrics.rewind(trainer.steps_done)
+            run_steps(trainer, metrics, interrupt, Path(folder), progress)
+        except torch.OutOfMemoryError as error:
+            tokens = trainer.recipe.train.micro_tokens
+            raise Problem(
+                f"train.micro_tokens={tokens} does not fit in {trainer.machine.name}'s memory; lower it"
+            ) from error
+        finally:
+            trainer.batches.close()
+        return finish_training(Path(folder), trainer, clock)
+
+
+def finish_training(folder, trainer, clock):
+    """Averages, writes the weights, removes the checkpoint. Returns the model and the facts."""
+    world, train = trainer.world, trainer.recipe.train
     clock.seconds["train"] = trainer.elapsed
     averages = [average.apply() for average in trainer.averages]
     if world.rank == 0:
@@ -62,7 +73,7 @@ def run_steps(trainer, metrics, interrupt, folder, progress):
         if done >= 1.0:
             break
         multiplier = schedule.multiplier(trainer.steps_done, trainer.elapsed, budget)
-        loss, norm = trainer.step(multiplier, recipe.model.plan.phase(done))
+        loss, norm = trainer.step(done, multiplier, recipe.model.plan.phase(done))
         pace.keep()
         facts = {
             "step": trainer.steps_done,

@@ -2,20 +2,20 @@
 
 from dataclasses import dataclass
 
-from ..node import Node
 from ..optim.schedule import Budget
 from ..problem import Problem
+from ..sites import ScheduleSite, TrainingSite
 
 
 @dataclass(frozen=True)
-class Training(Node):
+class Training(TrainingSite):
     """`batch_tokens` a step, in micro-batches of `micro_tokens` a rank; gradients of micro-batches are averaged.
 
     `warmup_steps` real steps a plan phase run before the clock starts, to compile; then all state is restored.
     On a CPU nothing is compiled and there is no warm-up.
     """
 
-    schedule: Node
+    schedule: ScheduleSite
     batch_tokens: int = 786_432
     micro_tokens: int = 98_304
     budget: Budget = Budget()

@@ -1,0 +1,95 @@
+"""The sites of a recipe: what may stand where, and how the spine calls what a node there builds.
+
+A node's base class is its site; `--set` and `parse_node` refuse a node at another one. B batch, T positions, D width,
+H query heads, G key-value heads, K head width, V vocabulary. `carry` (model/context.py) is what one forward pass shares.
+"""
+
+from .node import Node
+
+
+class InputSite(Node):
+    """inputs: module(carry) -> x_BTD; the results are summed."""
+
+
+class StreamSite(Node):
+    """stream: module(x_BTD, carry) -> x_BTD, before the blocks."""
+
+
+class PositionSite(Node):
+    """positions: module(q_BTHK, k_BTGK, layer, carry) -> the two."""
+
+
+class ValueSite(Node):
+    """values: module(v_BTGK, layer, carry) -> v_BTGK."""
+
+
+class TapSite(Node):
+    """taps: module(y_BTHK, n_BTD, v_BTGK, layer, carry) -> y_BTHK, between attention and its output matrix."""
+
+
+class MLPSite(Node):
+    """mlp: module.matrices(dtype), then module(n_BTD, matrices, layer, carry) -> delta_BTD."""
+
+
+class JoinSite(Node):
+    """join: a JoinModule, the shape of a block."""
+
+
+class ResidualSite(Node):
+    """residual: a ResidualPart, what adorns a block."""
+
+
+class SkipSite(Node):
+    """a plan's skip: module(skip_BTD, x_BTD, step, carry) -> x_BTD, before decoder step `step`."""
+
+
+class PlanSite(Node):
+    """plan: orders(layers), phase(progress), and a module for its skips."""
+
+
+class HeadSite(Node):
+    """head: module(x_BTD, carry) -> x or logits_BTV, one after the other."""
+
+
+class LoaderSite(Node):
+    """loader: an iterator with next(), state() and restore(state)."""
+
+
+class ScheduleSite(Node):
+    """train.schedule: multiplier(step, elapsed, budget) -> the factor on every rate."""
+
+
+class GroupSite(Node):
+    """optim: an update with reduce(), sharded_gradients(), replicated_gradients(), step(moment), state(), restore(state)."""
+
+
+class OrthogonaliserSite(Node):
+    """Muon's orthogonaliser: apply(gradient_NRC, dtype) -> update_NRC."""
+
+
+class AverageSite(Node):
+    """average: an object with after_step(moment), apply(), state() and restore(state)."""
+
+
+class CodecSite(Node):
+    """codec: compress(bytes) and decompress(bytes, size)."""
+
+
+class WindowSite(Node):
+    """evaluate.windows: `length`, and plan(targets) -> WindowPlan."""
+
+
+class ModelSite(Node):
+    """model: build(seed, dtype) -> a module with forward(ids_BT, phase, first) and loss(ids_BT, targets_BT, phase)."""
+
+
+class TrainingSite(Node):
+    """train: batch, budget, schedule, clipping."""
+
+
+class SchemeSite(Node):
+    """quantize: takes(leaf, depth) and encode(weight, leaf) -> Coded; the first rule that takes a leaf decides."""
+
+
+class EvaluationSite(Node):
+    """evaluate: windows, and which targets of a stream are scored."""
