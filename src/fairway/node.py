@@ -114,7 +114,8 @@ def digest(node):
 
 def node_kinds(kind=Node):
     """Name -> class of every node type that has been imported."""
-    kinds = {kind.__name__: kind}
+    # A site (sites.py) is a class without fields of its own, no dataclass: nothing to write into a recipe.
+    kinds = {kind.__name__: kind} if "__dataclass_params__" in kind.__dict__ else {}
     for child in kind.__subclasses__():
         # dataclasses with slots would leave twins here; ours have none.
         kinds |= node_kinds(child)

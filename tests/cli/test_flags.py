@@ -85,3 +85,18 @@ def test_recipes_are_listed_shown_and_compared(fairway_here):
 def test_notes_go_to_the_error_stream_and_only_results_to_the_output(fairway_here, tiny_data):
     code, out, errors = fairway_here("data", "check", tiny_data)
     assert (code, errors) == (0, []) and "canonical: no" in out
+
+
+@pytest.mark.parametrize(
+    "flags, vocab", [([], 1024), (["--caseops"], 8192), (["--vocab", 8192], 8192), (["--caseops", "--vocab", 1024], 1024)]
+)
+def test_fineweb_has_the_vocabulary_that_was_published_unless_another_is_given(fairway_here, monkeypatch, flags, vocab):
+    asked = []
+
+    def download(out, vocab, shards, caseops, progress):
+        asked.append((vocab, shards, caseops))
+        return {"source": "hub", "vocab": vocab, "shards": []}
+
+    monkeypatch.setattr("fairway.listing.download_fineweb", download)
+    assert fairway_here("data", "build", "fineweb", "--out", "nowhere", *flags)[0] == 0
+    assert asked == [(vocab, 1, "--caseops" in flags)]

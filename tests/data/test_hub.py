@@ -214,3 +214,13 @@ def test_a_folder_with_something_else_in_it_is_left_alone(hub, refused, elsewher
     hub.reset(FINEWEB_REPOS[8192], {})
     with pytest.raises(Problem, match="1024 pieces; choose another folder"):
         elsewhere(tmp_path / "other", 8192)
+
+
+def test_a_folder_that_cannot_be_used_is_found_before_the_hub_is_asked(tmp_path):
+    nowhere = "http://127.0.0.1:9"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Problem, match=r"cannot write .*out: Not a directory"):
+        download_fineweb(tmp_path / "file" / "out", endpoint=nowhere)
+    (tmp_path / "manifest.json").write_text("[]")
+    with pytest.raises(Problem, match=r"manifest\.json is not a manifest of format 1"):
+        download_fineweb(tmp_path, endpoint=nowhere)

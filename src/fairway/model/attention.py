@@ -19,11 +19,15 @@ class AttentionModule(Part):
         width, narrow = context.width, context.kv_heads * context.head_width
         rows = {"query": width, "output": width, "key": narrow, "value": narrow}
         leaves = [(f"blocks.{i}.attn.{kind}", f"matrix.{kind}", i) for kind in rows for i in range(context.layers)]
-        drawn = [context.init.orthogonal(name, rows[role.split(".")[1]], width) for name, role, _ in leaves]
+        drawn = {
+            name: context.init.orthogonal(name, rows[role.split(".")[1]], width)
+            for name, role, _ in leaves
+            if role != "matrix.output"
+        }
+        slices = [drawn.get(name, torch.zeros(width, width)) for name, _, _ in leaves]
         middle = 2 * context.layers
-        self.own_bank("qo", torch.stack(drawn[:middle]), "matrix", leaves[:middle])
-        self.qo.data[context.layers :] = 0
-        self.own_bank("kv", torch.stack(drawn[middle:]), "matrix", leaves[middle:])
+        self.own_bank("qo", torch.stack(slices[:middle]), "matrix", leaves[:middle])
+        self.own_bank("kv", torch.stack(slices[middle:]), "matrix", leaves[middle:])
         self.positions = nn.ModuleList(node.build(context) for node in positions)
         self.values = nn.ModuleList(node.build(context) for node in values)
         self.taps = nn.ModuleList(node.build(context) for node in taps)
