@@ -26,7 +26,7 @@ def run_demo(out, steps, terminal):
         raise Problem(f"{out} is a file; give --out a folder")
     with clock.phase("data"):
         # Lossless, so that the bytes counted are the bytes of the files; the contest's own normalisation folds white space.
-        build_dataset("python-docs", out / "data", normalization="identity", progress=terminal.note)
+        build_dataset("python-docs", out / "data", normalization="identity", val_every=40, progress=terminal.note)
     folder = free_folder(out, "demo")
     run = train("demo", out / "data", folder, 42, steps, None, (), terminal)
     ledger = pack(folder, terminal)

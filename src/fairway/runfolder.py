@@ -9,7 +9,16 @@ RECIPE, RUN, METRICS, CHECKPOINT = "recipe.py", "run.json", "metrics.jsonl", "ch
 WEIGHTS, CODES = "weights.safetensors", "codes.safetensors"
 PROGRAM, PACKED, LEDGER, SCORE, NATS = "train_gpt.py", "model.bin", "ledger.json", "score.json", "nats.npy"
 # Of run.json: what later stages work with. The rest is for readers.
-RUN_KINDS = {"data": str, "data_hash": str, "recipe_hash": str, "seed": int, "phases": dict, "bpb": dict, "sha256": dict}
+RUN_KINDS = {
+    "data": str,
+    "data_hash": str,
+    "recipe_hash": str,
+    "seed": int,
+    "threads": int,
+    "phases": dict,
+    "bpb": dict,
+    "sha256": dict,
+}
 
 
 def need(folder, name, stage):

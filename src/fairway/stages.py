@@ -11,7 +11,7 @@ from .clock import Clock
 from .data.dataset import open_dataset
 from .files import write_text
 from .kernels.attention import attention_backends
-from .kernels.capability import capability
+from .kernels.capability import capability, settle_threads
 from .model.roles import leaf_views, load_leaves
 from .node import digest, override, parse_node, show
 from .problem import Problem
@@ -92,7 +92,7 @@ def train(name, data, out, seed, steps, seconds, settings, terminal):
             "fairway": VERSION, "torch": torch.__version__, "recipe": recipe.name, "recipe_hash": digest(recipe),
             "source_hash": source_hash(), "data": str(Path(data).resolve()), "data_hash": dataset.data_hash, "seed": seed,
         }  # fmt: skip
-        return _train_in(world, out, recipe, dataset, seed, facts, terminal, None)
+        return _train_in(world, out, recipe, dataset, facts, terminal, None)
 
 
 def resume_training(folder, terminal):
@@ -112,17 +112,17 @@ def resume_training(folder, terminal):
             raise Problem(f"{folder} has ended; `fairway pack {folder}` is next, or train into another folder")
         elif world.rank == 0:
             terminal.note(f"{folder} holds no checkpoint: it begins again")
-        return _train_in(world, folder, recipe, dataset, run["seed"], {}, terminal, checkpoint)
+        return _train_in(world, folder, recipe, dataset, run, terminal, checkpoint)
 
 
-def _train_in(world, folder, recipe, dataset, seed, facts, terminal, checkpoint):
+def _train_in(world, folder, recipe, dataset, run, terminal, checkpoint):
+    threads = settle_threads(world.device, run.get("threads"))
     machine, clock = capability(world.device), Clock()
     terminal.quiet |= world.rank > 0
-    trainer = _trainer_on_all_ranks(recipe, dataset, seed, world, machine)
+    trainer = _trainer_on_all_ranks(recipe, dataset, run["seed"], world, machine)
     if world.rank == 0:
-        if facts:
-            write_text(folder / RECIPE, show(recipe))
-        update_run(folder, facts | {"device": machine.name, "world_size": world.size})
+        write_text(folder / RECIPE, show(recipe))
+        update_run(folder, run | {"device": machine.name, "threads": threads, "world_size": world.size})
     if (start := recipe.train.schedule.multiplier(0, 0.0, recipe.train.budget)) < 1:
         terminal.note(f"the warm-down is longer than the run: rates start at {start:.2f} of their value")
     with terminal.progress(f"train {recipe.name}") as bar:
@@ -132,6 +132,8 @@ def _train_in(world, folder, recipe, dataset, seed, facts, terminal, checkpoint)
             bar(done, 1.0, f"step {row['step']} loss {row['loss']:.4f} {row['tokens'] / row['seconds']:,.0f} tokens/s")
 
         model, results = train_run(folder, trainer, clock, checkpoint, report)
+    if results.get("threads", 0) < threads:
+        terminal.note("another program took the cores: training went on with one thread")
     if world.rank == 0:
         # Before the score, which may be interrupted or find a broken shard.
         update_run(folder, results)
@@ -190,6 +192,7 @@ def score(folder, data, keep_nats, terminal):
         raise Problem(f"{data} has {dataset.vocab} pieces, the model {recipe.model.vocab}; give the data it was trained on")
     with start_world() as world:
         terminal.quiet |= world.rank > 0
+        settle_threads(world.device)
         machine = capability(world.device)
         with clock.phase("decode"):
             model = recipe.model.build(None, machine.activations)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from fairway.kernels.attention import attention, attention_backends, reference_attention
-from fairway.kernels.capability import capability
+from fairway.kernels.capability import capability, settle_threads
 from fairway.kernels.norm import rms_norm
 
 
@@ -89,3 +89,22 @@ def test_a_cpu_computes_in_float32_and_compiles_nothing():
         tensors = qkv(1, 3, 2, 2, 4)
         assert torch.equal(attention(*tensors), F.scaled_dot_product_attention(
             *(t.transpose(1, 2) for t in tensors), is_causal=True).transpose(1, 2))  # fmt: skip
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_a_recorded_number_of_threads_is_taken_and_one_is_never_measured(threads):
+    threads(1)
+    assert settle_threads(torch.device("cpu"), 3) == torch.get_num_threads() == 3
+    threads(1)
+    assert settle_threads(torch.device("cpu")) == torch.get_num_threads() == 1
+
+
+def test_measured_threads_are_all_or_one(threads):
+    threads(4)
+    assert settle_threads(torch.device("cpu")) == torch.get_num_threads() in (1, 4)
