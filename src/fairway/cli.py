@@ -70,8 +70,10 @@ class DataBuildCommand(CommandBase):
     """pieces of the tokenizer (1024; 8192 with --caseops; with --tokenizer what that has)"""
     tokenizer: Path | None = None
     """a SentencePiece model to take instead of training one"""
-    normalization: Literal["nmt_nfkc", "identity"] = "nmt_nfkc"
-    """of a trained tokenizer: the contest's, or lossless"""
+    normalization: Literal["nmt_nfkc", "identity"] | None = None
+    """of a trained tokenizer: the contest's nmt_nfkc (if not given), or lossless"""
+    field: str = "text"
+    """of .jsonl lines: the key that holds the text"""
     val_source: str | None = None
     """documents for validation, instead of a part of SOURCE"""
     shards: int = 1
@@ -120,7 +122,7 @@ class TrainCommand(CommandBase):
     """stop after so many steps"""
     seconds: float | None = None
     """stop after so many seconds of training"""
-    set: tuple[str, ...] = ()
+    set: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
     """path=value ...: fields of the recipe, as in train.clip=1.0"""
 
     def run(self, terminal):
@@ -139,7 +141,7 @@ class TrainCommand(CommandBase):
         seed = 42 if self.seed is None else self.seed
         if not 0 <= seed < 2**64:
             raise Problem(f"--seed {seed} is outside of 0 to {2**64 - 1}; give one within")
-        return train(self.name, self.data, self.out, seed, self.steps, self.seconds, self.set, terminal), print_run
+        return train(self.name, self.data, self.out, seed, self.steps, self.seconds, sum(self.set, ()), terminal), print_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,6 +210,9 @@ def main(arguments=None):
     terminal = Terminal()
     try:
         result, show_result = command.run(terminal)
+        if not terminal.quiet:
+            print(json.dumps(result)) if command.json else show_result(result)
+        return command.code(result)
     except (Problem, DoesNotHold) as fault:
         terminal.complain(fault)
         return 2 if isinstance(fault, Problem) else 1
@@ -217,9 +222,8 @@ def main(arguments=None):
     except KeyboardInterrupt:
         terminal.complain("interrupted")
         return 130
-    if not terminal.quiet:
-        if command.json:
-            print(json.dumps(result))
-        else:
-            show_result(result)
-    return command.code(result)
+    except OSError as fault:
+        if fault.filename is None:
+            raise
+        terminal.complain(f"cannot use {fault.filename}: {fault.strerror}; check the path and its permissions")
+        return 2

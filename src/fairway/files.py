@@ -1,5 +1,6 @@
 """Atomic writes: a file is there whole or not at all, and a full disk or a locked folder is one clear line."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -82,3 +83,16 @@ def file_sha256(path):
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise Problem(f"cannot read {path}: {error.strerror}; fetch or build it again") from error
+
+
+@contextmanager
+def owning(folder):
+    """Holds a folder while the block runs: another process that wants it gets a Problem. Leaves no file, dies with us."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise Problem(f"{folder} is in use by another fairway; wait for it, or choose another folder") from error
+    finally:
+        os.close(handle)

@@ -42,9 +42,11 @@ def build_data(command, terminal):
     if command.source != "fineweb":
         if command.caseops or command.shards != 1:
             raise Problem(f"--shards and --caseops belong to fineweb, not to {command.source}")
+        if command.tokenizer and command.normalization:
+            raise Problem(f"{command.tokenizer} normalises as it was trained to; leave --normalization out")
         return build_dataset(
-            command.source, command.out, command.vocab, command.tokenizer, command.normalization, command.val_source,
-            progress=terminal.note,
+            command.source, command.out, command.vocab, command.tokenizer, command.normalization or "nmt_nfkc",
+            command.val_source, field=command.field, progress=terminal.note,
         )  # fmt: skip
     if command.tokenizer or command.val_source:
         raise Problem("fineweb brings its own tokenizer and validation documents; leave --tokenizer and --val-source out")

@@ -217,7 +217,7 @@ def override(tree, settings):
         path, equals, text = setting.partition("=")
         known = paths(tree)
         if not equals:
-            raise Problem(f"{setting!r} is not path=value, as in train.seed=7")
+            raise Problem(f"{setting!r} is not path=value, as in train.clip=1.0")
         if path not in known:
             raise Problem(f"unknown path {path!r}{_nearest(path, known)}")
         parent, name = known[path]

@@ -1,5 +1,6 @@
 """The stages as functions from files to files: what the command line calls, and the demo, one after the other."""
 
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from .artifact.pack import load_packed, pack_run
 from .artifact.program import source_hash
 from .clock import Clock
 from .data.dataset import open_dataset
-from .files import write_text
+from .files import file_sha256, owning, write_text
 from .kernels.attention import attention_backends
 from .kernels.capability import capability, settle_threads
 from .model.roles import leaf_views, load_leaves
@@ -42,6 +43,8 @@ def read_recipe(path):
         recipe = parse_node(Path(path).read_text())
     except (OSError, UnicodeDecodeError) as error:
         raise Problem(f"cannot read {path}: {error}") from error
+    except Problem as problem:
+        raise Problem(f"{path}: {problem}") from problem
     if not isinstance(recipe, Recipe):
         raise Problem(f"{path} holds a {type(recipe).__name__}, not a Recipe")
     return recipe
@@ -61,6 +64,8 @@ def with_budget(recipe, steps, seconds):
 
 def check_recipe(recipe, dataset):
     """Problem for what would only be found after training: a leaf without a scheme, windows that cannot score."""
+    if not recipe.model.inputs or not recipe.model.head:
+        raise Problem("model.inputs and model.head must hold something: token ids come in, logits go out")
     window, sequence = recipe.evaluate.windows.length, recipe.model.sequence
     if window > sequence:
         raise Problem(
@@ -91,6 +96,7 @@ def train(name, data, out, seed, steps, seconds, settings, terminal):
         facts = {
             "fairway": VERSION, "torch": torch.__version__, "recipe": recipe.name, "recipe_hash": digest(recipe),
             "source_hash": source_hash(), "data": str(Path(data).resolve()), "data_hash": dataset.data_hash, "seed": seed,
+            "tokenizer_sha256": dataset.manifest["tokenizer"]["sha256"],
         }  # fmt: skip
         return _train_in(world, out, recipe, dataset, facts, terminal, None)
 
@@ -120,9 +126,16 @@ def _train_in(world, folder, recipe, dataset, run, terminal, checkpoint):
     machine, clock = capability(world.device), Clock()
     terminal.quiet |= world.rank > 0
     trainer = _trainer_on_all_ranks(recipe, dataset, run["seed"], world, machine)
-    if world.rank == 0:
-        write_text(folder / RECIPE, show(recipe))
-        update_run(folder, run | {"device": machine.name, "threads": threads, "world_size": world.size})
+    with ExitStack() as held:
+        if world.rank == 0:
+            write_text(folder / RECIPE, show(recipe))
+            held.enter_context(owning(folder))
+            update_run(folder, run | {"device": machine.name, "threads": threads, "world_size": world.size})
+        return _train_to_the_end(world, folder, recipe, dataset, trainer, clock, threads, terminal, checkpoint)
+
+
+def _train_to_the_end(world, folder, recipe, dataset, trainer, clock, threads, terminal, checkpoint):
+    machine = trainer.machine
     if (start := recipe.train.schedule.multiplier(0, 0.0, recipe.train.budget)) < 1:
         terminal.note(f"the warm-down is longer than the run: rates start at {start:.2f} of their value")
     with terminal.progress(f"train {recipe.name}") as bar:
@@ -177,17 +190,17 @@ def pack(folder, terminal):
     path = need(folder, RECIPE, "train")
     recipe = read_recipe(path)
     leaves = model_leaves(recipe)
-    terminal.note(f"packing {len(leaves)} tensors")
-    return pack_run(folder, recipe, path.read_text(), leaves, Clock())
+    with owning(folder):
+        terminal.note(f"packing {len(leaves)} tensors")
+        return pack_run(folder, recipe, path.read_text(), leaves, Clock())
 
 
 def score(folder, data, keep_nats, terminal):
     """Scores the packed file of a run in a fresh model; returns score.json's content."""
     recipe = read_recipe(need(folder, RECIPE, "train"))
     packed = need(folder, PACKED, "pack")
-    if data is None:
-        data = read_run(folder, "data")["data"]
-    dataset, clock = open_dataset(data), Clock()
+    data, clock = read_run(folder, "data")["data"] if data is None else data, Clock()
+    dataset = open_dataset(data)
     if dataset.vocab != recipe.model.vocab:
         raise Problem(f"{data} has {dataset.vocab} pieces, the model {recipe.model.vocab}; give the data it was trained on")
     with start_world() as world:
@@ -198,6 +211,19 @@ def score(folder, data, keep_nats, terminal):
             model = recipe.model.build(None, machine.activations)
             load_leaves(model, load_packed(packed, digest(recipe)))
             model.to(world.device)
+        if (Path(folder) / RUN).exists():
+            _check_origin(folder, packed, dataset)
         with terminal.progress("score the packed file") as bar:
             predict = predictor(model, machine)
             return score_packed(folder, recipe, predict, dataset, clock, world, keep_nats, bar)
+
+
+def _check_origin(folder, packed, dataset):
+    """Problem unless the data are in the run's own tokens and the packed file is the run's own."""
+    run = read_run(folder, "data", "tokenizer_sha256", "sha256")
+    if dataset.manifest["tokenizer"]["sha256"] != run["tokenizer_sha256"]:
+        raise Problem(
+            f"{dataset.folder} has another tokenizer than {run['data']}; build it with that one's, --tokenizer FILE"
+        )
+    if file_sha256(packed) != run["sha256"].get(PACKED):
+        raise Problem(f"{packed} is not what `fairway pack` wrote here; pack the run again")

@@ -15,7 +15,7 @@ class Terminal:
 
     def __init__(self, quiet=False):
         self.quiet = quiet
-        self.console = Console(stderr=True, highlight=False)
+        self.console = Console(stderr=True, highlight=False, emoji=False)
 
     def note(self, line):
         """One line on standard error."""

@@ -344,3 +344,52 @@ def test_a_checkpoint_that_does_not_fit_is_one_line_and_leaves_no_part_of_itself
     assert (code, out, errors.count("\n")) == (2, "", 1), errors
     assert errors.startswith(f"fairway: cannot write {run / 'checkpoint.pt'}: ")
     assert {path.name for path in run.iterdir()} == {"recipe.py", "run.json", "metrics.jsonl"}
+
+
+def test_a_folder_in_use_is_refused(fairway_here, tiny_run, tmp_path):
+    from fairway.files import owning
+
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    with owning(run):
+        code, out, errors = fairway_here("pack", run)
+    assert (code, out) == (2, "") and errors == [
+        f"fairway: {run} is in use by another fairway; wait for it, or choose another folder"
+    ]
+    assert fairway_here("pack", run)[0] == 0
+
+
+def test_another_tokenizer_of_the_same_size_cannot_be_scored(fairway_here, tiny_run, tiny_data, tiny_corpus, tmp_path):
+    from fairway.data.build import build_dataset
+
+    build_dataset(tiny_corpus, tmp_path / "other", vocab=300)
+    code, out, errors = fairway_here("score", tiny_run, "--data", tmp_path / "other")
+    assert (code, out) == (2, "") and "has another tokenizer than" in errors[0] and len(errors) == 1
+
+
+def test_every_set_counts(fairway_here, tiny_data, tmp_path):
+    from train.tiny import SETTINGS
+
+    more = ["--set", *SETTINGS, "--set", "optim.Muon.rate=0.5"]
+    assert fairway_here("train", "demo", "--data", tiny_data, "--out", tmp_path / "r", "--steps", 1, *more)[0] == 0
+    assert "rate=0.5" in (tmp_path / "r" / "recipe.py").read_text()
+
+
+@pytest.mark.parametrize(
+    "setting, says",
+    [
+        ("model.head=()", "model.head must hold something"),
+        ("loader.seed=-1", "ShuffledWindows.seed is -1"),
+        ("optim.AdamW:0.epsilon=-1.0", "AdamW.epsilon is -1.0"),
+        ("optim.Muon.momentum.start=1e300", "Ramp goes from 1e+300"),
+        ("model.head.Softcap.cap=0.0", "Softcap.cap is 0.0"),
+    ],
+)
+def test_a_value_that_cannot_train_is_one_line(fairway_here, tiny_data, tmp_path, setting, says):
+    code, out, errors = fairway_here("train", "demo", "--data", tiny_data, "--out", tmp_path / "r", "--set", setting)
+    assert (code, out, len(errors)) == (2, "", 1) and says in errors[0]
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_name_too_long_for_the_disk_is_one_line(fairway_here, tmp_path):
+    code, out, errors = fairway_here("pack", tmp_path / ("n" * 300))
+    assert (code, out, len(errors)) == (2, "", 1)

@@ -13,7 +13,7 @@ from train.tiny import environment, fairway
 FLAGS = {
     "demo": {"--out", "--steps"},
     "recipes": {"--diff"},
-    "data build": {"--out", "--vocab", "--tokenizer", "--normalization", "--val-source", "--shards", "--caseops"},
+    "data build": {"--out", "--vocab", "--tokenizer", "--normalization", "--field", "--val-source", "--shards", "--caseops"},
     "data check": set(),
     "train": {"--data", "--out", "--resume", "--seed", "--steps", "--seconds", "--set"},
     "pack": set(),

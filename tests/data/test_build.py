@@ -148,7 +148,7 @@ def test_what_cannot_be_built_is_one_line(source, tmp_path):
     _refused("not empty and no data folder .it has letter.doc", source, tmp_path / "mine")
     _refused("cannot use", source, tmp_path / "mine/letter.doc")
     (tmp_path / "one.txt").write_text(TEXTS[0])
-    _refused("name a validation source", tmp_path / "one.txt", tmp_path / "data")
+    _refused("give --val-source", tmp_path / "one.txt", tmp_path / "data")
     _refused("leaves none", source, tmp_path / "data", val_every=1)
     _refused("1 or more", source, tmp_path / "data", shard_tokens=0)
     _refused("vocab 0 is not possible", source, tmp_path / "data", vocab=0)

@@ -175,7 +175,7 @@ def test_ranks_that_share_a_shard_read_disjoint_parts_that_cover_it(tmp_path):
     [
         (NODES[0], [50], {"tokens": 25}, ["25 ", "sequence length 8"]),
         (NODES[1], [50], {"tokens": 4}, ["4 ", "sequence length 8"]),
-        (NODES[0], [24], {}, ["24 tokens", "25 at a time"]),
+        (NODES[0], [24], {}, ["24 tokens", "takes 25"]),
         (NODES[1], [8, 7], {}, ["8 tokens", "9"]),
         (NODES[1], [20], {"world": 3, "rank": 1}, ["rank 1", "7 tokens", "9"]),
         (NODES[0], [], {}, ["fairway data build"]),

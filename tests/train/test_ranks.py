@@ -88,7 +88,7 @@ def test_a_rank_that_is_refused_leaves_no_folder_that_looks_taken(tiny_data, tmp
     write_shard(data / "train_000001.bin", np.array([1, 7, 8]))
     code, out, errors = fairway(*train_arguments(data, tmp_path / "run"), launcher=torchrun(2))
     assert code != 0 and out == "" and not (tmp_path / "run").exists()
-    reason = "rank 1 owns 3 tokens at most but a window takes 33; lower seq"
+    reason = "rank 1 owns 3 tokens at most but a window takes 33; lower model.sequence"
     stopped(errors, reason, "another rank was refused; its own line says why")
 
 

@@ -174,8 +174,8 @@ def test_a_rewound_file_keeps_the_lines_before_the_checkpoint(tmp_path):
         (("train.batch_tokens=0",), "train.batch_tokens=0 is not a multiple"),
         (("train.micro_tokens=0",), "train.micro_tokens=0 is not a multiple of model.sequence=32; take one"),
         (("model.vocab=512",), "--set model.vocab=300"),
-        ((IN_ORDER, "train.batch_tokens=65536", "train.micro_tokens=65536"), "lower the batch"),
-        (("model.sequence=16384", "train.batch_tokens=16384", "train.micro_tokens=16384"), "lower seq"),
+        ((IN_ORDER, "train.batch_tokens=65536", "train.micro_tokens=65536"), "lower train.micro_tokens"),
+        (("model.sequence=16384", "train.batch_tokens=16384", "train.micro_tokens=16384"), "lower model.sequence"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused_before_the_first_step(trainer, settings, says):

@@ -155,7 +155,7 @@ class Corpus:
         if not counts["train"] or not counts["val"]:
             raise Problem(
                 f"{plan.source} gives {counts['train']} training and {counts['val']} validation documents; "
-                "name a validation source, or give more documents or another val_every"
+                "give --val-source, or more documents than these"
             )
 
     def _assign(self):

@@ -76,7 +76,7 @@ class SequentialBatches:
         self.size, self.span, self.position = self.ends[-1], context.tokens + 1, 0
         if self.size < self.span:
             raise Problem(
-                f"the training shards hold {self.size} tokens but one rank takes {self.span} at a time; lower the batch"
+                f"the training shards hold {self.size} tokens but one rank takes {self.span}; lower train.micro_tokens"
             )
 
     def next(self):
@@ -123,6 +123,10 @@ class ShuffledWindows(LoaderSite):
 
     seed: int = 0
 
+    def __post_init__(self):
+        if self.seed < 0:
+            raise Problem(f"ShuffledWindows.seed is {self.seed}; take 0 or more")
+
     def build(self, context):
         return ShuffledBatches(context, self.seed)
 
@@ -137,7 +141,8 @@ class ShuffledBatches:
         if not windows:
             longest = max(len(tokens) for _, tokens in self.shards)
             raise Problem(
-                f"rank {context.rank} owns {longest} tokens at most but a window takes {context.seq + 1}; lower seq"
+                f"rank {context.rank} owns {longest} tokens at most but a window takes {context.seq + 1};"
+                " lower model.sequence"
             )
         self.random = np.random.Generator(np.random.PCG64(seed + context.rank))
         self._shuffle()

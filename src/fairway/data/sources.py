@@ -1,6 +1,7 @@
 """Where documents come from: the interpreter's own library, or text and JSON-lines files, streamed in a fixed order."""
 
 import json
+import os
 import sysconfig
 import tokenize
 from pathlib import Path
@@ -41,11 +42,22 @@ def source_files(source):
     source = Path(source)
     if not source.exists():
         raise Problem(f"{source} is not there; name {PYTHON_DOCS}, or a file or folder of {', '.join(SOURCE_SUFFIXES)}")
-    files = [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file())
-    files = [path for path in files if path.name.endswith(SOURCE_SUFFIXES)]
+    files = [source] if source.is_file() else sorted(_files_below(source))
+    files = [path for path in files if path.name.lower().endswith(SOURCE_SUFFIXES)]
     if not files:
         raise Problem(f"{source} is no {' or '.join(SOURCE_SUFFIXES)} file and holds none; convert the text to one of these")
     return files
+
+
+def _files_below(folder):
+    """Every file in a folder and its folders; Problem for a folder that cannot be read, which rglob passes over."""
+
+    def refuse(error):
+        raise Problem(
+            f"cannot read {error.filename} ({error.strerror}); make it readable, or take it out of {folder}"
+        ) from error
+
+    return [Path(parent, name) for parent, _, names in os.walk(folder, onerror=refuse) for name in names]
 
 
 def python_documents():
@@ -95,11 +107,13 @@ def _json_texts(path, field):
             continue
         try:
             record = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise Problem(f"{path} line {number} is not JSON ({error}); each line must be one object") from error
         if not isinstance(record, dict) or not isinstance(record.get(field), str):
             has = ", ".join(record) if isinstance(record, dict) else type(record).__name__
-            raise Problem(f"{path} line {number} has no text under {field!r} (it has: {has}); name the field that holds it")
+            raise Problem(
+                f"{path} line {number} has no text under {field!r} (it has: {has}); name the text's key with --field"
+            )
         text = record[field]
         if not text.isascii():
             try:

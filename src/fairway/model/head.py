@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from ..kernels.norm import rms_norm
+from ..problem import Problem
 from ..sites import HeadSite
 from .roles import Part
 
@@ -40,6 +41,10 @@ class Softcap(HeadSite):
     """cap tanh(z / cap), in float32 (the public systems cap bfloat16 logits in bfloat16)."""
 
     cap: float = 30.0
+
+    def __post_init__(self):
+        if self.cap <= 0:
+            raise Problem(f"Softcap.cap is {self.cap}; take more than 0, or leave Softcap out")
 
     def build(self, context):
         return SoftcapModule(self.cap)

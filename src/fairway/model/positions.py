@@ -33,6 +33,10 @@ class Rotary(PositionSite):
     base: float = 10_000.0
     dims: int | None = None
 
+    def __post_init__(self):
+        if self.base <= 1:
+            raise Problem(f"Rotary.base is {self.base}; take more than 1")
+
     def build(self, context):
         dims = context.head_width if self.dims is None else self.dims
         if dims % 2 or not 0 < dims <= context.head_width:

@@ -22,6 +22,8 @@ class AdamW(GroupSite):
 
     def __post_init__(self):
         check_rates(self)
+        if self.epsilon < 0:
+            raise Problem(f"AdamW.epsilon is {self.epsilon}; take 0 or more")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise Problem(f"AdamW.betas is {self.betas}; each is a fraction from 0, under 1")
 

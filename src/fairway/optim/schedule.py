@@ -76,6 +76,8 @@ class Ramp(Node):
     def __post_init__(self):
         if self.steps < 1:
             raise Problem(f"Ramp.steps is {self.steps}; take 1 or more")
+        if not (0 <= self.start < 1 and 0 <= self.end < 1):
+            raise Problem(f"Ramp goes from {self.start} to {self.end}; a momentum is a fraction from 0, under 1")
 
     def at(self, step):
         """The value at 0-based step `step`."""

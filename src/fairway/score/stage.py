@@ -7,7 +7,7 @@ import numpy as np
 
 from ..data.dataset import count_target_bytes, validation_tokens
 from ..files import replacing, write_json
-from ..runfolder import NATS, PACKED, SCORE, need, update_run
+from ..runfolder import NATS, PACKED, RUN, SCORE, need, read_run, update_run
 from .scorer import score_stream, warm_shapes
 from .windows import NonOverlapping
 
@@ -65,4 +65,6 @@ def _write_score(folder, report, nats_N):
     else:
         with replacing(folder / NATS) as part, open(part, "wb") as out:
             np.save(out, nats_N)
-    update_run(folder, {"bpb": {"packed": report["bpb"]}, "phases": report["phases"]})
+    own = not (folder / RUN).exists() or read_run(folder).get("data_hash", report["data_hash"]) == report["data_hash"]
+    # A score on other data is in score.json with that data's hash; the run's own figures stay the run's.
+    update_run(folder, {"phases": report["phases"]} | ({"bpb": {"packed": report["bpb"]}} if own else {}))

@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM as a flag that the loop reads between steps."""
 
+import os
 import signal
 import time
 from contextlib import contextmanager
@@ -22,13 +23,16 @@ class Interrupt:
             raise KeyboardInterrupt
         if not self.asked:
             self.asked, self.since = True, time.monotonic()
+            # Straight to the descriptor: a print may be what the signal has interrupted.
+            if os.isatty(2):
+                os.write(2, b"stopping after this step; Ctrl-C again stops at once, without a checkpoint\n")
 
 
 @contextmanager
 def listening():
-    """Yields an Interrupt that SIGINT and SIGTERM set while the block runs."""
+    """Yields an Interrupt that SIGINT, SIGTERM and SIGHUP (a closed terminal) set while the block runs."""
     interrupt = Interrupt()
-    before = {number: signal.signal(number, interrupt.ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, interrupt.ask) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield interrupt
     finally:

@@ -1,5 +1,6 @@
 """The training stage: warm-up, then steps until the budget is spent; averaged weights into the run folder."""
 
+import shlex
 import time
 from collections import deque
 from pathlib import Path
@@ -70,7 +71,8 @@ def run_steps(trainer, metrics, interrupt, folder, progress):
         if asked:
             metrics.flush()
             trainer.save(folder / CHECKPOINT)
-            raise Interrupted(f"interrupted after step {trainer.steps_done}; go on with `fairway train --resume {folder}`")
+            name = shlex.quote(str(folder))
+            raise Interrupted(f"interrupted after step {trainer.steps_done}; go on with `fairway train --resume {name}`")
         done = budget.progress(trainer.steps_done, trainer.elapsed)
         if done >= 1.0:
             break
