@@ -1,7 +1,8 @@
 """`train_gpt.py` as one executable file: a Python zip application of the package and the recipe.
 
-Python runs a zip file whatever its suffix, so there is nothing to unpack; the package's dependencies must be there. What runs is the
-same source as in the package. The zip is deterministic (fixed times, sorted names): equal sources, equal bytes.
+Python runs a zip file whatever its suffix, so there is nothing to unpack; the package's dependencies must be there.
+What runs is the same source as in the package. The zip is deterministic (fixed times, sorted names): equal sources,
+equal bytes.
 """
 
 import hashlib
