@@ -213,7 +213,9 @@ def score(folder, data, keep_nats, terminal):
             model.to(world.device)
         if (Path(folder) / RUN).exists():
             _check_origin(folder, packed, dataset)
-        with terminal.progress("score the packed file") as bar:
+        with ExitStack() as held, terminal.progress("score the packed file") as bar:
+            if world.rank == 0:
+                held.enter_context(owning(folder))
             predict = predictor(model, machine)
             return score_packed(folder, recipe, predict, dataset, clock, world, keep_nats, bar)
 

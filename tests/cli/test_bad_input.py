@@ -350,11 +350,12 @@ def test_a_folder_in_use_is_refused(fairway_here, tiny_run, tmp_path):
     from fairway.files import owning
 
     run = shutil.copytree(tiny_run, tmp_path / "run")
-    with owning(run):
-        code, out, errors = fairway_here("pack", run)
-    assert (code, out) == (2, "") and errors == [
-        f"fairway: {run} is in use by another fairway; wait for it, or choose another folder"
-    ]
+    for stage in ("pack", "score"):
+        with owning(run):
+            code, out, errors = fairway_here(stage, run)
+        assert (code, out) == (2, "") and errors == [
+            f"fairway: {run} is in use by another fairway; wait for it, or choose another folder"
+        ]
     assert fairway_here("pack", run)[0] == 0
 
 

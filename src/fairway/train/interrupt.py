@@ -30,9 +30,14 @@ class Interrupt:
 
 @contextmanager
 def listening():
-    """Yields an Interrupt that SIGINT, SIGTERM and SIGHUP (a closed terminal) set while the block runs."""
-    interrupt = Interrupt()
-    before = {number: signal.signal(number, interrupt.ask) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    """Yields an Interrupt that SIGINT, SIGTERM and SIGHUP (a closed terminal) set while the block runs.
+
+    A SIGHUP that is ignored stays so: that is what `nohup` asks for.
+    """
+    interrupt, numbers = Interrupt(), [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, interrupt.ask) for number in numbers}
     try:
         yield interrupt
     finally:
