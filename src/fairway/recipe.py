@@ -3,7 +3,17 @@
 from dataclasses import dataclass
 
 from .node import Node
-from .sites import AverageSite, CodecSite, EvaluationSite, GroupSite, LoaderSite, ModelSite, SchemeSite, TrainingSite
+from .sites import (
+    AverageSite,
+    CodecSite,
+    EvaluationSite,
+    GroupSite,
+    LoaderSite,
+    ModelSite,
+    QATSite,
+    SchemeSite,
+    TrainingSite,
+)
 
 
 @dataclass(frozen=True)
@@ -21,5 +31,6 @@ class Recipe(Node):
     quantize: tuple[SchemeSite, ...]
     codec: CodecSite
     evaluate: EvaluationSite
-    average: tuple[AverageSite, ...] = ()
+    average: tuple[AverageSite, ...] = ()  # the first is packed, the others are scored beside it
+    qat: tuple[QATSite, ...] = ()
     cap: int = 16_000_000  # bytes of train_gpt.py and model.bin together

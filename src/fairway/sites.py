@@ -47,6 +47,10 @@ class PlanSite(Node):
     """plan: orders(layers), phase(progress), and a module for its skips."""
 
 
+class StartSite(Node):
+    """start: module(views) changes initial values in place once all are drawn; `views` maps canonical names to tensors."""
+
+
 class HeadSite(Node):
     """head: module(x_BTD, carry) -> x or logits_BTV, one after the other."""
 
@@ -60,7 +64,8 @@ class ScheduleSite(Node):
 
 
 class GroupSite(Node):
-    """optim: an update with reduce(), sharded_gradients(), replicated_gradients(), step(moment), state(), restore(state)."""
+    """optim: an update with `replicated` (parameters whose averaged gradients each rank needs whole), reduce(),
+    sharded_gradients(), step(moment), state(), restore(state). `moments`: floats of state a parameter."""
 
 
 class OrthogonaliserSite(Node):
@@ -68,7 +73,8 @@ class OrthogonaliserSite(Node):
 
 
 class AverageSite(Node):
-    """average: an object with after_step(moment), apply(), state() and restore(state)."""
+    """average: an object with after_step(moment), tensors() -> {parameter name: float32 average}, summary() -> a line,
+    state() and restore(state). `copies`: floats of state a parameter."""
 
 
 class CodecSite(Node):
@@ -88,7 +94,12 @@ class TrainingSite(Node):
 
 
 class SchemeSite(Node):
-    """quantize: takes(leaf, depth) and encode(weight, leaf) -> Coded; the first rule that takes a leaf decides."""
+    """quantize: takes(leaf, depth) and encode(weight, leaf) -> Coded; the first rule that takes a leaf decides.
+    grid(weight) -> the weight as it will be decoded, on its own device, or None where training need not know."""
+
+
+class QATSite(Node):
+    """qat: build(model, policy) -> an object with bent(moment), a context in which weights are as they will be packed."""
 
 
 class EvaluationSite(Node):

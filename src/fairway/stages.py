@@ -15,6 +15,7 @@ from .kernels.attention import attention_backends
 from .kernels.capability import capability, settle_threads
 from .model.roles import leaf_views, load_leaves
 from .node import digest, override, parse_node, show
+from .optim.schedule import Budget
 from .problem import Problem
 from .quantize.policy import assign_rules
 from .recipe import Recipe
@@ -58,7 +59,7 @@ def with_budget(recipe, steps, seconds):
         raise Problem("give --steps or --seconds, not both")
     if (steps if seconds is None else seconds) <= 0:
         raise Problem(f"a budget of {steps if seconds is None else seconds} is none: give more than 0")
-    budget = replace(recipe.train.budget, steps=steps or 0, seconds=seconds or 0.0)
+    budget = Budget(steps or 0, seconds or 0.0)
     return replace(recipe, train=replace(recipe.train, budget=budget))
 
 

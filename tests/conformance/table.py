@@ -12,10 +12,11 @@ import torch
 
 from fairway.model.head import FinalNorm, Softcap, TiedHead
 from fairway.model.inputs import BigramHash, TokenEmbedding
+from fairway.model.join import Sequential
 from fairway.model.mlp import ReluSquared
 from fairway.model.plan import AddSkip, Straight, UNet
 from fairway.model.positions import QKGain, QKNorm, Rotary
-from fairway.model.residual import LayerScale, ResidualMix, Sequential
+from fairway.model.residual import LayerScale, ResidualMix
 from fairway.model.roles import leaf_views
 from fairway.model.spine import GPT
 from fairway.model.stream import InputNorm, SmearGate

@@ -13,10 +13,11 @@ from conformance.table import BASE, random_ids, randomise
 from fairway.model.context import plain_linear
 from fairway.model.head import FinalNorm, Softcap, TiedHead
 from fairway.model.inputs import BigramHash, TokenEmbedding
+from fairway.model.join import JoinModule, Sequential
 from fairway.model.mlp import ReluSquared
 from fairway.model.plan import AddSkip, Order, Plan, Straight, UNet
 from fairway.model.positions import QKGain, QKNorm, Rotary
-from fairway.model.residual import JoinModule, LayerScale, ResidualMix, ResidualPart, Sequential
+from fairway.model.residual import LayerScale, ResidualMix, ResidualPart
 from fairway.model.roles import leaf_views, load_leaves, parameter_roles
 from fairway.model.spine import GPT
 from fairway.model.stream import InputNorm, SmearGate
@@ -253,7 +254,8 @@ class WitnessVisitsModule(ResidualPart):
         super().__init__()
         self.seen = []
 
-    def note(self, x_BTD, layer, carry):
+    def note(self, x_BTD, *where):
+        *_, layer, carry = where
         self.seen.append((layer, carry.step, carry.visit))
         return x_BTD
 
@@ -269,7 +271,7 @@ class VisitGain(ResidualSite):
 
 
 class VisitGainModule(ResidualPart):
-    def fed(self, d_BTD, layer, carry):
+    def fed(self, d_BTD, n_BTD, layer, carry):
         return d_BTD * (1 + carry.visit + carry.step / 8)
 
 

@@ -20,7 +20,8 @@ from fairway.problem import Problem
 
 
 def context(seed=0, **sizes):
-    common = {"vocab": 64, "width": 8, "layers": 3, "heads": 4, "kv_heads": 2, "head_width": 2, "sequence": 16, "skips": 1}
+    common = {"vocab": 64, "width": 8, "layers": 3, "heads": 4, "kv_heads": 2, "head_width": 2, "sequence": 16}
+    common |= {"orders": (Order((0,), (1, 2)),), "model": None}
     return ModelContext(**(common | sizes), init=Initialiser(seed))
 
 
@@ -186,8 +187,8 @@ def test_layer_scales_act_on_each_delta_of_their_layer():
     with torch.no_grad():
         module.attn_LD.copy_(normal(3, 8))
         module.mlp_LD.copy_(normal(3, 8, seed=1))
-    assert torch.equal(module.attended(d_BTD, 2, None), d_BTD * module.attn_LD[2])
-    assert torch.equal(module.fed(d_BTD, 0, None), d_BTD * module.mlp_LD[0])
+    assert torch.equal(module.attended(d_BTD, None, 2, None), d_BTD * module.attn_LD[2])
+    assert torch.equal(module.fed(d_BTD, None, 0, None), d_BTD * module.mlp_LD[0])
     for method in (module.normed, module.enter):
         assert torch.equal(method(d_BTD, 0, None), d_BTD)
 
@@ -205,7 +206,7 @@ def test_the_mlp_squares_what_is_positive():
 
 
 def test_a_skip_adds_the_step_s_weights_times_the_skip():
-    module = build(AddSkip(), skips=4)
+    module = build(AddSkip(), orders=(Order((0,), (1,)), Order(range(4), range(5))))
     assert torch.equal(module.weight_SD, torch.ones(4, 8))
     with torch.no_grad():
         module.weight_SD.copy_(normal(4, 8))

@@ -107,11 +107,11 @@ def averaged(node, multipliers):
 def test_swa_is_the_float64_mean_of_the_snapshots_it_should_take():
     # Below 0.5, after every third step: 1-based steps 6, 9 and 12 (3 is above, 5 and 7 are not third ones).
     multipliers = [1.0, 1.0, 0.6, 0.5, 0.49, 0.4, 0.4, 0.3, 0.3, 0.2, 0.1, 0.0]
-    state, weights, model = averaged(SWA(below=0.5, every=3), multipliers)
+    state, weights, _ = averaged(SWA(below=0.5, every=3), multipliers)
     assert state.count == 3
-    assert state.apply() == "SWA of 3 snapshots"
+    assert state.summary() == "SWA of 3 snapshots"
     mean = sum(weights[step - 1] for step in (6, 9, 12)) / 3
-    torch.testing.assert_close(model.weight.detach().double(), mean, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(state.tensors()["weight"].double(), mean, rtol=1e-6, atol=1e-7)
 
 
 def test_a_factor_of_exactly_the_bound_is_not_below_it():
@@ -120,9 +120,9 @@ def test_a_factor_of_exactly_the_bound_is_not_below_it():
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_under_two_snapshots_the_last_weights_stay(count):
-    state, weights, model = averaged(SWA(below=0.5, every=1), [0.0] * count + [1.0, 1.0])
-    assert state.apply() == f"SWA took {count} snapshots, under 2: the last step's weights are used"
-    assert torch.equal(model.weight.detach().double(), weights[-1])
+    state, weights, _ = averaged(SWA(below=0.5, every=1), [0.0] * count + [1.0, 1.0])
+    assert state.summary() == f"SWA took {count} snapshots, under 2: the last step's weights are used"
+    assert torch.equal(state.tensors()["weight"].double(), weights[-1])
 
 
 def test_snapshots_are_copies():

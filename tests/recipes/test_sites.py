@@ -9,20 +9,31 @@ from fairway.model.plan import Straight
 from fairway.node import Node, override, parse_node, paths, show, walk
 from fairway.problem import Problem
 from fairway.recipes.pr162 import pr162
-from fairway.sites import TapSite, ValueSite
+from fairway.sites import QATSite, StartSite, TapSite, ValueSite
 
 
 @dataclass(frozen=True)
 class MadeUpValue(ValueSite):
-    """No recipe has one yet."""
+    """#162 has none."""
 
 
 @dataclass(frozen=True)
 class MadeUpTap(TapSite):
-    """No recipe has one yet."""
+    """#162 has none."""
 
 
-RECIPE = replace(pr162(), model=replace(pr162().model, values=(MadeUpValue(),), taps=(MadeUpTap(),)))
+@dataclass(frozen=True)
+class MadeUpStart(StartSite):
+    """#162 has none."""
+
+
+@dataclass(frozen=True)
+class MadeUpQAT(QATSite):
+    """#162 has none."""
+
+
+MODEL = replace(pr162().model, values=(MadeUpValue(),), taps=(MadeUpTap(),), start=(MadeUpStart(),))
+RECIPE = replace(pr162(), model=MODEL, qat=(MadeUpQAT(),))
 NODES = {type(node): node for _, node in walk(RECIPE)}
 
 
@@ -39,13 +50,26 @@ def places(tree):
 
 
 PLACES = places(RECIPE)
-MODEL_SITES = ["inputs", "stream", "positions", "values", "taps", "mlp", "join", "residual", "plan", "plan.skip", "head"]
+MODEL_SITES = [
+    "inputs",
+    "stream",
+    "positions",
+    "values",
+    "taps",
+    "mlp",
+    "join",
+    "residual",
+    "plan",
+    "plan.skip",
+    "head",
+    "start",
+]
 
 
 def test_the_places_are_those_of_the_design_and_each_has_a_site_of_its_own():
     own = {"train.budget", "optim.Muon.momentum"}  # one type each, no family
     sites = {"model", "loader", "train", "train.schedule", "optim", "optim.Muon.orthogonaliser", "average", "quantize",
-             "codec", "evaluate", "evaluate.windows", *(f"model.{site}" for site in MODEL_SITES)}  # fmt: skip
+             "qat", "codec", "evaluate", "evaluate.windows", *(f"model.{site}" for site in MODEL_SITES)}  # fmt: skip
     assert PLACES.keys() == sites | own
     assert {PLACES[path][0].__module__ for path in sites} == {"fairway.sites"}
     assert len({kind for kind, _, _ in PLACES.values()}) == len(PLACES)

@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..problem import Problem
+
 
 class Initialiser:
     """Draws initial values in float32, each tensor from a generator of its own, seeded by the run's seed and its name.
@@ -45,8 +47,23 @@ class ModelContext:
     kv_heads: int
     head_width: int
     sequence: int  # the longest window
-    skips: int  # encoder-decoder skip connections of the plan
+    orders: tuple  # the plan's Orders, one a phase; scoring uses the last
+    model: object  # the GPT node, for a technique that must refuse what it cannot live with
     init: Initialiser
+
+    @property
+    def skips(self):
+        """Encoder-decoder skip connections, in the phase that has most."""
+        return max(order.skips() for order in self.orders)
+
+    def chosen_layers(self, layers, owner):
+        """The layers that a technique acts on as a set: negative numbers count from the last, an empty tuple is all.
+
+        Problem, naming `owner`, for a layer that the model does not have.
+        """
+        if beyond := [layer for layer in layers if not -self.layers <= layer < self.layers]:
+            raise Problem(f"{owner}.layers names layer {beyond[0]}, the model has {self.layers}")
+        return frozenset(layer % self.layers for layer in layers) or frozenset(range(self.layers))
 
 
 def plain_linear(x, weight, name):

@@ -1,4 +1,4 @@
-"""How a block's deltas meet the stream: `join` is the shape of a block, site `residual` what adorns it.
+"""Site `residual`: what adorns a block, on its input, its norms and its deltas.
 
 B batch, T positions, D width, L layers.
 """
@@ -7,35 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ..sites import JoinSite, ResidualSite
+from ..sites import ResidualSite
 from .roles import Part
-
-
-class JoinModule(Part):
-    """A join maps the stream through one block; `block` offers enter(x, layer), attend(u, layer), feed(u, layer)."""
-
-    def skip(self, x, connect):
-        """Lets an encoder output in: `connect` maps x_BTD to x_BTD."""
-        return connect(x)
-
-    def leave(self, x):
-        """What the head gets after the last block."""
-        return x
-
-
-@dataclass(frozen=True)
-class Sequential(JoinSite):
-    """Attention, then the MLP on what attention has changed."""
-
-    def build(self, context):
-        return SequentialModule()
-
-
-class SequentialModule(JoinModule):
-    def forward(self, x, block, layer):
-        u = block.enter(x, layer)
-        u = u + block.attend(u, layer)
-        return u + block.feed(u, layer)
 
 
 class ResidualPart(Part):
@@ -49,12 +22,12 @@ class ResidualPart(Part):
         """On the normed input of attention and of the MLP."""
         return n_BTD
 
-    def attended(self, d_BTD, layer, carry):
-        """On attention's delta."""
+    def attended(self, d_BTD, n_BTD, layer, carry):
+        """On attention's delta; n_BTD is what attention read."""
         return d_BTD
 
-    def fed(self, d_BTD, layer, carry):
-        """On the MLP's delta."""
+    def fed(self, d_BTD, n_BTD, layer, carry):
+        """On the MLP's delta; n_BTD is what the MLP read."""
         return d_BTD
 
 
@@ -91,8 +64,8 @@ class LayerScaleModule(ResidualPart):
         self.own_per_layer("attn_LD", "attn.scale", torch.ones(context.layers, context.width))
         self.own_per_layer("mlp_LD", "mlp.scale", torch.ones(context.layers, context.width))
 
-    def attended(self, d_BTD, layer, carry):
+    def attended(self, d_BTD, n_BTD, layer, carry):
         return self.attn_LD[layer].to(d_BTD.dtype) * d_BTD
 
-    def fed(self, d_BTD, layer, carry):
+    def fed(self, d_BTD, n_BTD, layer, carry):
         return self.mlp_LD[layer].to(d_BTD.dtype) * d_BTD

@@ -21,12 +21,14 @@ from ..sites import (
     PlanSite,
     PositionSite,
     ResidualSite,
+    StartSite,
     StreamSite,
     TapSite,
     ValueSite,
 )
 from .attention import AttentionModule
 from .context import Carry, Initialiser, ModelContext, plain_linear
+from .roles import leaf_views
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class GPT(ModelSite):
     residual: tuple[ResidualSite, ...]
     plan: PlanSite
     head: tuple[HeadSite, ...]
+    start: tuple[StartSite, ...] = ()
 
     def __post_init__(self):
         sizes = {name: getattr(self, name) for name in ("vocab", "width", "layers", "heads", "kv_heads", "sequence")}
@@ -65,9 +68,13 @@ class GPT(ModelSite):
         orders = self.plan.orders(self.layers)
         context = ModelContext(
             self.vocab, self.width, self.layers, self.heads, self.kv_heads, self.width // self.heads, self.sequence,
-            max(order.skips() for order in orders), Initialiser(seed),
+            orders, self, Initialiser(seed),
         )  # fmt: skip
-        return GPTModule(self, context, orders, dtype)
+        module = GPTModule(self, context, orders, dtype)
+        views = {leaf.name: view for leaf, view in leaf_views(module)}
+        for node in self.start:
+            node.build(context)(views)
+        return module
 
 
 class GPTModule(nn.Module):
@@ -140,16 +147,18 @@ class Block:
 
     def attend(self, u_BTD, layer):
         """Attention's delta."""
-        d_BTD = self.model.attention(self._norm(u_BTD, layer), self.attention, layer, self.carry)
+        n_BTD = self._norm(u_BTD, layer)
+        d_BTD = self.model.attention(n_BTD, self.attention, layer, self.carry)
         for part in self.model.residual:
-            d_BTD = part.attended(d_BTD, layer, self.carry)
+            d_BTD = part.attended(d_BTD, n_BTD, layer, self.carry)
         return d_BTD
 
     def feed(self, u_BTD, layer):
         """The MLP's delta."""
-        d_BTD = self.model.mlp(self._norm(u_BTD, layer), self.mlp, layer, self.carry)
+        n_BTD = self._norm(u_BTD, layer)
+        d_BTD = self.model.mlp(n_BTD, self.mlp, layer, self.carry)
         for part in self.model.residual:
-            d_BTD = part.fed(d_BTD, layer, self.carry)
+            d_BTD = part.fed(d_BTD, n_BTD, layer, self.carry)
         return d_BTD
 
     def _norm(self, u_BTD, layer):

@@ -44,13 +44,16 @@ class SWAState:
                 self.sums[name] = parameter.detach().clone()
         self.count += 1
 
-    @torch.no_grad()
-    def apply(self):
-        """Puts the average into the model if two snapshots or more were taken. Returns a line that says what was done."""
+    def tensors(self):
+        """Parameter name -> average; the weights as they are if fewer than two snapshots were taken."""
+        if self.count < 2:
+            return {name: parameter.detach() for name, parameter in self.model.named_parameters()}
+        return {name: total / self.count for name, total in self.sums.items()}
+
+    def summary(self):
+        """A line that says what `tensors` gives."""
         if self.count < 2:
             return f"SWA took {self.count} snapshots, under 2: the last step's weights are used"
-        for name, parameter in self.model.named_parameters():
-            parameter.copy_(self.sums[name] / self.count)
         return f"SWA of {self.count} snapshots"
 
     def state(self):

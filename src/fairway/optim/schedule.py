@@ -10,20 +10,32 @@ from ..sites import ScheduleSite
 
 @dataclass(frozen=True)
 class Budget(Node):
-    """What a run may spend: steps, or seconds on the clock, or what comes first; 0 is no limit."""
+    """What a run may spend: steps, or seconds on the clock, or what comes first; 0 is no limit.
+
+    `reserve` seconds at the end belong to what follows training but counts as it does (GPTQ's calibration, PR #1514):
+    training ends, and every fraction of the budget is taken, without them.
+    """
 
     steps: int = 20_000
     seconds: float = 600.0
+    reserve: float = 0.0
 
     def __post_init__(self):
         if self.steps < 0 or not 0 <= self.seconds < math.inf or not (self.steps or self.seconds):
             raise Problem(
                 f"a budget of {self.steps} steps, {self.seconds:g} s: give more than 0 of one, 0 (no limit) or more of both"
             )
+        if self.reserve < 0 or (self.seconds and self.reserve >= self.seconds):
+            raise Problem(f"Budget.reserve is {self.reserve:g} s of {self.seconds:g}; take less, and not under 0")
+
+    @property
+    def training_seconds(self):
+        """The seconds in which steps are taken; 0 is no limit."""
+        return self.seconds - self.reserve if self.seconds else 0.0
 
     def progress(self, step, elapsed):
         """The fraction that is over after `step` steps and `elapsed` seconds, 0 to 1."""
-        by_clock = elapsed / self.seconds if self.seconds else 0.0
+        by_clock = elapsed / self.training_seconds if self.seconds else 0.0
         by_steps = step / self.steps if self.steps else 0.0
         return min(1.0, max(by_clock, by_steps))
 
@@ -32,7 +44,7 @@ class Budget(Node):
         if not self.seconds:
             return self.steps - step
         pace = elapsed / max(step, 1)
-        return max(self.seconds - elapsed, 0.0) / pace if pace else float("inf")
+        return max(self.training_seconds - elapsed, 0.0) / pace if pace else float("inf")
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,10 @@ class WeightScheme(SchemeSite):
             return False
         return not self.largest or math.prod(leaf.shape) <= self.largest
 
+    def grid(self, weight):
+        """`weight` as it will come back, on its own device; None where training need not know (no integers)."""
+        return None
+
 
 @dataclass(frozen=True)
 class KeepFloat16(WeightScheme):

@@ -9,10 +9,11 @@ from ..codec.zstd import Zstd
 from ..data.loaders import SequentialShards
 from ..model.head import FinalNorm, Softcap, TiedHead
 from ..model.inputs import BigramHash, TokenEmbedding
+from ..model.join import Sequential
 from ..model.mlp import ReluSquared
 from ..model.plan import AddSkip, UNet
 from ..model.positions import QKGain, QKNorm, Rotary
-from ..model.residual import LayerScale, ResidualMix, Sequential
+from ..model.residual import LayerScale, ResidualMix
 from ..model.spine import GPT
 from ..model.stream import InputNorm, SmearGate
 from ..optim.adamw import AdamW

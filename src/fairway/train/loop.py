@@ -46,7 +46,12 @@ def finish_training(folder, trainer, clock):
     """Averages, writes the weights, removes the checkpoint. Returns the model and the facts."""
     world, train = trainer.world, trainer.recipe.train
     clock.seconds["train"] = trainer.elapsed
-    averages = [average.apply() for average in trainer.averages]
+    averages = [average.summary() for average in trainer.averages]
+    with torch.no_grad():
+        for average in trainer.averages[:1]:
+            tensors = average.tensors()
+            for name, parameter in trainer.model.named_parameters():
+                parameter.copy_(tensors[name])
     if world.rank == 0:
         write_bytes(folder / WEIGHTS, save({leaf.name: view.cpu().clone() for leaf, view in leaf_views(trainer.model)}))
         (folder / CHECKPOINT).unlink(missing_ok=True)
