@@ -59,6 +59,25 @@ class RecipesCommand(CommandBase):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlanCommand(CommandBase):
+    """Forecasts what a recipe costs before any training: bytes, FLOPs, steps in its budget, memory, scoring."""
+
+    name: tyro.conf.Positional[str]
+    """a recipe's name, or a recipe.py"""
+    ranks: int = 8
+    """GPUs to train and score on"""
+    tflops: float = 215.0
+    """assumed 10^12 matrix FLOPs a second and GPU; public logs of PR #1523 imply 215 on an H100"""
+    set: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
+    """path=value ...: fields of the recipe, as in train.clip=1.0"""
+
+    def run(self, terminal):
+        from .forecast import plan_run, print_plan
+
+        return plan_run(self.name, sum(self.set, ()), self.ranks, self.tflops), print_plan
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataBuildCommand(CommandBase):
     """Turns documents into tokenizer, shards and manifest; or downloads the contest's FineWeb shards."""
 
@@ -139,8 +158,7 @@ class TrainCommand(CommandBase):
                 "give a recipe, --data FOLDER and --out RUN, or --resume RUN; as in: fairway train demo --data D --out R"
             )
         seed = 42 if self.seed is None else self.seed
-        if not 0 <= seed < 2**64:
-            raise Problem(f"--seed {seed} is outside of 0 to {2**64 - 1}; give one within")
+        refuse_seed(seed)
         return train(self.name, self.data, self.out, seed, self.steps, self.seconds, sum(self.set, ()), terminal), print_run
 
 
@@ -176,17 +194,55 @@ class ScoreCommand(CommandBase):
         return score(self.folder, self.data, self.keep_nats, terminal), print_score
 
 
+@dataclass(frozen=True, kw_only=True)
+class AblateCommand(CommandBase):
+    """Trains a recipe whole and without each of its techniques; the same command again goes on where it was stopped."""
+
+    name: tyro.conf.Positional[str]
+    """a recipe's name, or a recipe.py"""
+    data: Path
+    """data folder"""
+    out: Path
+    """folder for the runs and ablation.json"""
+    seed: int = 42
+    """of the initial weights, the same in all runs"""
+    steps: int | None = None
+    """stop each run after so many steps"""
+    seconds: float | None = None
+    """stop each run after so many seconds of training"""
+    only: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
+    """Technique ...: leave out these alone, as in SmearGate"""
+    set: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
+    """path=value ...: fields of the recipe, as in train.clip=1.0"""
+
+    def run(self, terminal):
+        from .ablation import ablate, print_ablation
+
+        settings, only = sum(self.set, ()), sum(self.only, ())
+        refuse_seed(self.seed)
+        table = ablate(self.name, self.data, self.out, self.seed, self.steps, self.seconds, settings, only, terminal)
+        return table, print_ablation
+
+
 DataCommand = (
     Annotated[DataBuildCommand, tyro.conf.subcommand("build")] | Annotated[DataCheckCommand, tyro.conf.subcommand("check")]
 )
 Command = (
     Annotated[DemoCommand, tyro.conf.subcommand("demo")]
     | Annotated[RecipesCommand, tyro.conf.subcommand("recipes")]
+    | Annotated[PlanCommand, tyro.conf.subcommand("plan")]
     | Annotated[DataCommand, tyro.conf.subcommand("data", description="Builds and checks data folders.")]
     | Annotated[TrainCommand, tyro.conf.subcommand("train")]
     | Annotated[PackCommand, tyro.conf.subcommand("pack")]
     | Annotated[ScoreCommand, tyro.conf.subcommand("score")]
+    | Annotated[AblateCommand, tyro.conf.subcommand("ablate")]
 )
+
+
+def refuse_seed(seed):
+    """Problem for a seed that torch's generators do not take."""
+    if not 0 <= seed < 2**64:
+        raise Problem(f"--seed {seed} is outside of 0 to {2**64 - 1}; give one within")
 
 
 def stop(number, frame):

@@ -23,7 +23,7 @@ from .recipes.catalogue import RECIPES
 from .runfolder import CHECKPOINT, PACKED, RECIPE, RUN, WEIGHTS, need, read_run, update_run
 from .score.stage import evaluation_stages, score_packed, score_stages
 from .train.dist import start_world
-from .train.loop import train_run
+from .train.loop import put_weights, train_run
 from .train.trainer import Trainer, read_checkpoint
 from .version import VERSION
 
@@ -72,10 +72,8 @@ def check_recipe(recipe, dataset):
         raise Problem(
             f"evaluate.windows.length={window} is longer than model.sequence={sequence}; set it to {sequence} or less"
         )
-    if len(recipe.average) > 1:
-        raise Problem(
-            f"{len(recipe.average)} averages stand in `average`, and the weights can be only one of them; leave one"
-        )
+    if len(recipe.qat) > 1:
+        raise Problem(f"{len(recipe.qat)} nodes stand in `qat`, and each would undo the one before; leave one")
     assign_rules(model_leaves(recipe), recipe.quantize)
     if tokens := sum(shard["tokens"] for shard in dataset.manifest["shards"] if shard["split"] == "val"):
         recipe.evaluate.scored_targets(tokens)
@@ -137,15 +135,13 @@ def _train_in(world, folder, recipe, dataset, run, terminal, checkpoint):
 
 def _train_to_the_end(world, folder, recipe, dataset, trainer, clock, threads, terminal, checkpoint):
     machine = trainer.machine
-    if (start := recipe.train.schedule.multiplier(0, 0.0, recipe.train.budget)) < 1:
-        terminal.note(f"the warm-down is longer than the run: rates start at {start:.2f} of their value")
     with terminal.progress(f"train {recipe.name}") as bar:
 
         def report(row, budget):
             done = budget.progress(row["step"], row["seconds"])
             bar(done, 1.0, f"step {row['step']} loss {row['loss']:.4f} {row['tokens'] / row['seconds']:,.0f} tokens/s")
 
-        model, results = train_run(folder, trainer, clock, checkpoint, report)
+        model, others, results = train_run(folder, trainer, clock, checkpoint, report)
     if results.get("threads", 0) < threads:
         terminal.note("another program took the cores: training went on with one thread")
     if world.rank == 0:
@@ -154,10 +150,14 @@ def _train_to_the_end(world, folder, recipe, dataset, trainer, clock, threads, t
     if any(not path.exists() for path in dataset.val) or not dataset.val:
         terminal.note("no validation shards: the weights are not scored")
     else:
-        with terminal.progress("score the weights") as bar:
-            predict, plain = predictor(model, machine), evaluation_stages(recipe)[:1]
-            ((_, scored, _),) = score_stages(predict, dataset, plain, clock, world, "validate", bar)
-        results |= {"bpb": {"weights": scored.bpb}, "phases": dict(clock.seconds)}
+        predict, plain, found = predictor(model, machine), evaluation_stages(recipe)[:1], {}
+        for name, tensors in [("weights", None), *others]:
+            if tensors is not None:
+                put_weights(model, tensors)
+            with terminal.progress(f"score the {name}") as bar:
+                ((_, scored, _),) = score_stages(predict, dataset, plain, clock, world, "validate", bar)
+            found[name] = scored.bpb
+        results |= {"bpb": found, "phases": dict(clock.seconds)}
     return update_run(folder, results) if world.rank == 0 else results
 
 

@@ -13,11 +13,13 @@ from train.tiny import environment, fairway
 FLAGS = {
     "demo": {"--out", "--steps"},
     "recipes": {"--diff"},
+    "plan": {"--ranks", "--tflops", "--set"},
     "data build": {"--out", "--vocab", "--tokenizer", "--normalization", "--field", "--val-source", "--shards", "--caseops"},
     "data check": set(),
     "train": {"--data", "--out", "--resume", "--seed", "--steps", "--seconds", "--set"},
     "pack": set(),
     "score": {"--data", "--keep-nats"},
+    "ablate": {"--data", "--out", "--seed", "--steps", "--seconds", "--only", "--set"},
 }
 
 

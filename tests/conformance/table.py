@@ -10,16 +10,19 @@ from functools import partial
 
 import torch
 
-from fairway.model.head import FinalNorm, Softcap, TiedHead
-from fairway.model.inputs import BigramHash, TokenEmbedding
-from fairway.model.join import Sequential
-from fairway.model.mlp import ReluSquared
-from fairway.model.plan import AddSkip, Straight, UNet
+from fairway.model.head import AsymmetricSoftcap, FinalNorm, Softcap, TiedHead
+from fairway.model.inputs import BigramHash, EngramLite, TokenEmbedding
+from fairway.model.join import Parallel, Sequential, TwoLane
+from fairway.model.mlp import LeakyReluSquared, ReluSquared
+from fairway.model.plan import AddSkip, LerpSkip, Loop, Straight, UNet
 from fairway.model.positions import QKGain, QKNorm, Rotary
-from fairway.model.residual import LayerScale, ResidualMix
+from fairway.model.residual import LayerScale, LNScale, LoopEmbedding, MLPGate, ResidualMix
 from fairway.model.roles import leaf_views
 from fairway.model.spine import GPT
-from fairway.model.stream import InputNorm, SmearGate
+from fairway.model.start import MimeticOutput
+from fairway.model.stream import GatedSmear, InputNorm, SmearGate
+from fairway.model.taps import ExclusiveSelfAttention, HeadGate, SparseGate
+from fairway.model.values import ValueEmbedding, ValueResidual
 from fairway.node import Node
 
 BOS = 1
@@ -58,6 +61,16 @@ def only(site, model, node):
     return replace(model, **{site: (node,) if isinstance(getattr(model, site), tuple) else node})
 
 
+def in_the_loop(site, model, node):
+    """The same with layers 1 and 2 running twice from half of the training on."""
+    return last(site, replace(model, plan=Loop(1, 2, 2, 0.5, AddSkip())), node)
+
+
+def on_a_u_net(site, model, node):
+    """The model with `node` in place of what the base has there, and skips."""
+    return only(site, replace(model, plan=UNet(AddSkip())), node)
+
+
 @dataclass(frozen=True)
 class Row:
     """A technique, the function (base model, technique) -> model that puts it in its place, and its promises."""
@@ -67,6 +80,8 @@ class Row:
     identity_at_init: bool = False  # with it, before any training, logits are those of the base to the bit
     stops_at_bos: bool = True  # attention aside, nothing of one document reaches the next
     causal: bool = True  # no logit depends on a later token
+    unused: tuple[str, ...] = ()  # leaves that, as published, no gradient reaches
+    restarts: str | None = None  # the role of the leaves whose initial values it is there to change
 
     @property
     def model(self):
@@ -79,21 +94,42 @@ ROWS = (
     Row(InputNorm(), partial(last, "stream")),
     Row(SmearGate(stop_at_bos=True, bos=BOS), partial(last, "stream")),
     Row(SmearGate(stop_at_bos=False), partial(last, "stream"), stops_at_bos=False),
+    Row(EngramLite(buckets=16, dim=4), partial(last, "inputs"), identity_at_init=True, stops_at_bos=False),
+    Row(GatedSmear(inputs=6, bos=BOS), partial(last, "stream"), identity_at_init=True),
+    Row(GatedSmear(stop_at_bos=False), partial(last, "stream"), identity_at_init=True, stops_at_bos=False),
     Row(QKNorm(), partial(last, "positions")),
     Row(Rotary(), partial(last, "positions")),
     Row(Rotary(dims=2, base=500.0), partial(last, "positions")),
     Row(QKGain(), partial(last, "positions")),
     Row(QKGain(init=1.0), partial(last, "positions"), identity_at_init=True),
+    Row(ValueResidual(), partial(last, "values"), unused=("blocks.0.attn.value_mix",)),
+    Row(ValueEmbedding(layers=(-3, -1), dim=8, std=0.5), partial(last, "values")),
+    Row(ExclusiveSelfAttention(), partial(last, "taps")),
+    Row(ExclusiveSelfAttention(layers=(1, -1)), partial(last, "taps")),
+    Row(HeadGate(), partial(last, "taps")),
+    Row(SparseGate(), partial(last, "taps")),
     Row(ReluSquared(expansion=1.5), partial(only, "mlp")),
+    Row(LeakyReluSquared(expansion=2.0), partial(only, "mlp")),
+    Row(LeakyReluSquared(expansion=2.0, slopes=(0.5, -0.1, 0.0, 0.3)), partial(only, "mlp")),
     Row(Sequential(), partial(only, "join")),
+    Row(Parallel(first=2), partial(only, "join")),
+    Row(TwoLane(first=2), partial(on_a_u_net, "join")),
     Row(ResidualMix(), partial(last, "residual"), identity_at_init=True),
     Row(LayerScale(), partial(last, "residual"), identity_at_init=True),
+    Row(LNScale(), partial(last, "residual")),
+    Row(MLPGate(inputs=6), partial(last, "residual")),
+    Row(LoopEmbedding(), partial(in_the_loop, "residual")),
     Row(Straight(), partial(only, "plan")),
     Row(UNet(skip=AddSkip()), partial(only, "plan")),
     Row(AddSkip(), lambda model, node: replace(model, layers=5, plan=UNet(node))),
+    Row(Loop(first=1, last=2, passes=2, starts_at=0.35, skip=LerpSkip()), partial(only, "plan")),
+    Row(Loop(first=2, last=2, passes=3, starts_at=0.0, skip=AddSkip()), partial(only, "plan")),
+    Row(LerpSkip(), lambda model, node: replace(model, plan=UNet(node))),
     Row(FinalNorm(), partial(first, "head")),
     Row(TiedHead(), partial(only, "head")),
     Row(Softcap(cap=5.0), partial(last, "head")),
+    Row(AsymmetricSoftcap(cap=5.0), partial(last, "head")),
+    Row(MimeticOutput(), partial(last, "start"), restarts="matrix.output"),
 )
 
 

@@ -96,23 +96,24 @@ def check_deterministic(row):
 
 
 def check_gradients(row):
-    """The gradient is finite everywhere and not zero in any leaf."""
+    """The gradient is finite everywhere and not zero in any leaf, but in those that are known to be unused."""
     module, ids_BT = randomise(row.model.build(0)), random_ids(row.model)
     module.loss(ids_BT[:, :-1], ids_BT[:, 1:]).backward()
     for parameter in module.parameters():
         assert parameter.grad is not None, "a parameter outside of the graph"
         assert parameter.grad.isfinite().all()
         parameter.data.copy_(parameter.grad)
-    assert [leaf.name for leaf, view in leaf_views(module) if not view.any()] == []
+    assert tuple(leaf.name for leaf, view in leaf_views(module) if not view.any()) == row.unused
 
 
 def check_paired_init(row):
-    """What both models draw has the same values with and without the technique."""
+    """What both models draw has the same values with and without the technique, but for what it is there to change."""
     if any(type(node) is type(row.technique) for _, node in walk(BASE)):
         return  # it takes the place of another one of its kind
     mine, base = weights(row.model.build(0)), weights(BASE.build(0))
     assert base.keys() <= mine.keys()
-    assert [name for name in base if not torch.equal(base[name], mine[name])] == []
+    changed = [leaf.name for leaf, _ in leaf_views(BASE.build(0)) if leaf.role == row.restarts]
+    assert [name for name in base if not torch.equal(base[name], mine[name])] == changed
 
 
 def check_packing(row):
@@ -299,3 +300,17 @@ def test_a_promise_not_made_is_not_tested_but_a_leak_that_is_denied_is_found():
     check_stops_at_bos(honest)
     with pytest.raises(AssertionError):
         check_stops_at_bos(replace(honest, stops_at_bos=True))
+
+
+def test_an_unused_leaf_and_a_changed_initial_value_are_found_unless_the_row_names_them():
+    residual = next(row for row in ROWS if row.unused)
+    mimetic = next(row for row in ROWS if row.restarts)
+    honest = Row(MadeUpShift(), partial(last, "stream"))
+    for check, row in (
+        (check_gradients, replace(residual, unused=())),
+        (check_gradients, replace(honest, unused=("madeup.strength",))),
+        (check_paired_init, replace(mimetic, restarts=None)),
+        (check_paired_init, replace(honest, restarts="matrix.output")),
+    ):
+        with pytest.raises(AssertionError):
+            check(row)

@@ -27,6 +27,8 @@ ROOMS = (
     "recipes",
     "stages",
     "terminal",
+    "forecast",
+    "ablation",
     "listing",
 )
 TOP = ("cli", "demo", "__main__")  # parse and call: they may import everything, also inside functions

@@ -391,7 +391,9 @@ def initial(node):
     ],
 )
 def test_leaving_out_a_technique_leaves_all_other_initial_values(technique, owns):
-    whole, without = initial(LITTLE_162), initial(drop(LITTLE_162, technique))
+    # A tied head cannot be without the table; it draws nothing.
+    node = replace(LITTLE_162, head=()) if technique is TokenEmbedding else LITTLE_162
+    whole, without = initial(node), initial(drop(node, technique))
     assert whole.keys() - without.keys() == owns and without.keys() <= whole.keys()
     assert all(torch.equal(without[name], whole[name]) for name in without)
 

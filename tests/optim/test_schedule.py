@@ -1,11 +1,8 @@
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
-from fairway.optim.average import SWA
-from fairway.optim.schedule import Budget, Moment, WarmDownFraction, WarmDownSteps
+from fairway.optim.schedule import Budget, DecaySchedule, Moment, WarmDownFraction, WarmDownSteps
 from fairway.problem import Problem
 
 
@@ -35,8 +32,51 @@ def test_162_s_warm_down_counts_steps_without_a_clock(step, expected):
     assert WarmDownSteps(3000).multiplier(step, 1e9, Budget(20_000, 0.0)) == pytest.approx(expected, abs=1e-12)
 
 
-def test_a_run_shorter_than_the_warm_down_starts_below_one():
-    assert WarmDownSteps(3000).multiplier(0, 0.0, Budget(300, 0.0)) == pytest.approx(0.1)
+@pytest.mark.parametrize("step, expected", [(0, 1.0), (75, 0.75), (299, 1 / 300), (300, 0.0)])
+def test_a_run_shorter_than_the_warm_down_falls_from_one_all_along(step, expected):
+    assert WarmDownSteps(3000).multiplier(step, 0.0, Budget(300, 0.0)) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "step, elapsed, expected",
+    [
+        # A pace of 0.2 s: 4500 steps would take 900 s, of which there are 591.
+        (1, 0.2, 590.8 / 591),
+        (1000, 200.0, 391 / 591),
+        # A pace of 0.106 s: D = 477 s, r = 491 s and 291 s.
+        (943, 99.958, 1.0),
+        (2830, 299.98, 291.02 / 477),
+        (5400, 572.4, 0.05),
+        (5600, 593.6, 0.05),
+    ],
+)
+def test_1205_s_warm_down_is_the_shorter_of_steps_and_run_without_the_reserve_and_stops_at_its_floor(
+    step, elapsed, expected
+):
+    """r = max(591 - e, 0), D = min(4500 e / n, 591): 1 where r > D, else max(r / D, 0.05)."""
+    got = WarmDownSteps(4500, floor=0.05).multiplier(step, elapsed, Budget(20_000, 600.0, reserve=9.0))
+    assert got == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_floor_holds_without_a_clock_too():
+    assert [WarmDownSteps(10, 0.25).multiplier(step, 0.0, Budget(20, 0.0)) for step in (10, 15, 17, 18, 20, 21)] == [
+        1.0, 0.5, 0.3, 0.25, 0.25, 0.25,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("over, expected", [(0.1, 1.0), (0.15, 1.0), (0.575, 0.5), (0.9, 0.1 / 0.85), (0.95, 0.1), (1, 0.1)])
+def test_1787_s_warm_down_takes_0_85_of_the_run_and_stops_at_a_tenth(over, expected):
+    """m(f) = 1 for f < .15, then max((1 - f) / .85, .10)."""
+    schedule = WarmDownFraction(0.85, floor=0.1)
+    assert schedule.multiplier(0, over * 588, Budget(20_000, 600.0, reserve=12.0)) == pytest.approx(expected)
+    assert schedule.multiplier(round(over * 1000), 0.0, Budget(1000, 0.0)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("kind", [WarmDownSteps, WarmDownFraction])
+@pytest.mark.parametrize("floor", [-0.1, 1.0, float("nan")])
+def test_a_floor_that_is_no_fraction_is_named(kind, floor):
+    with pytest.raises(Problem, match=rf"{kind.__name__}\.floor is {floor}; a factor on rates is from 0, under 1"):
+        kind(floor=floor)
 
 
 @pytest.mark.parametrize("progress, expected", [(0.0, 1.0), (0.333, 1.0), (0.6665, 0.5), (1.0, 0.0)])
@@ -71,7 +111,7 @@ def test_progress_is_that_of_the_nearer_end(budget, step, elapsed, expected):
     st.integers(0, 10_000),
     st.floats(0, 700),
     st.sampled_from([Budget(5000, 0.0), Budget(20_000, 600.0), Budget(1, 0.5), Budget(0, 600.0)]),
-    st.sampled_from([WarmDownSteps(3000), WarmDownSteps(1), WarmDownFraction(0.667), WarmDownFraction(1.0)]),
+    st.sampled_from([WarmDownSteps(3000), WarmDownSteps(1), WarmDownFraction(0.667), WarmDownFraction(1.0, 0.1)]),
 )
 def test_multipliers_and_progress_stay_between_zero_and_one_and_never_turn_back(step, elapsed, budget, schedule):
     assert 0 <= budget.progress(step, elapsed) <= budget.progress(step + 1, elapsed + 0.1) <= 1
@@ -88,45 +128,44 @@ def test_a_budget_that_lets_nothing_run_is_named(steps, seconds):
         Budget(steps, seconds)
 
 
-# --- averages
+# --- decay
+
+TAPER = ((0.0, 1.0), (0.7, 1.0), (1.0, 0.5))
 
 
-def averaged(node, multipliers):
-    """The node's state after steps with these factors, the weights after each step, and the model."""
-    model = nn.Linear(3, 2)
-    state, weights = node.build(model), []
-    for step, multiplier in enumerate(multipliers):
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(step)))
-        weights.append(model.weight.detach().double())
-        state.after_step(Moment(step, step / len(multipliers), multiplier))
-    return state, weights, model
+@pytest.mark.parametrize(
+    "points, progress, expected",
+    [
+        (((0.0, 1.0), (1.0, 1.0)), 0.37, 1.0),
+        (TAPER, 0.0, 1.0),
+        (TAPER, 0.7, 1.0),
+        (TAPER, 0.85, 0.75),
+        (TAPER, 1.0, 0.5),
+        # Down to 0.65, then up: PR #1512.
+        (((0, 1), (0.6, 0.65), (1, 1.5)), 0.3, 0.825),
+        (((0, 1), (0.6, 0.65), (1, 1.5)), 0.8, 1.075),
+    ],
+)
+def test_the_decay_s_factor_goes_through_its_points_by_straight_lines(points, progress, expected):
+    moment = Moment(3, progress, 0.2)
+    assert DecaySchedule(points).factor(moment) == pytest.approx(0.2 * expected)
+    assert DecaySchedule(points, follows_rate=False).factor(moment) == pytest.approx(expected)
+    assert DecaySchedule(points).at(progress) == pytest.approx(expected)
 
 
-def test_swa_is_the_float64_mean_of_the_snapshots_it_should_take():
-    # Below 0.5, after every third step: 1-based steps 6, 9 and 12 (3 is above, 5 and 7 are not third ones).
-    multipliers = [1.0, 1.0, 0.6, 0.5, 0.49, 0.4, 0.4, 0.3, 0.3, 0.2, 0.1, 0.0]
-    state, weights, _ = averaged(SWA(below=0.5, every=3), multipliers)
-    assert state.count == 3
-    assert state.summary() == "SWA of 3 snapshots"
-    mean = sum(weights[step - 1] for step in (6, 9, 12)) / 3
-    torch.testing.assert_close(state.tensors()["weight"].double(), mean, rtol=1e-6, atol=1e-7)
-
-
-def test_a_factor_of_exactly_the_bound_is_not_below_it():
-    assert averaged(SWA(below=0.5, every=1), [0.5, 0.4999])[0].count == 1
-
-
-@pytest.mark.parametrize("count", [0, 1])
-def test_under_two_snapshots_the_last_weights_stay(count):
-    state, weights, _ = averaged(SWA(below=0.5, every=1), [0.0] * count + [1.0, 1.0])
-    assert state.summary() == f"SWA took {count} snapshots, under 2: the last step's weights are used"
-    assert torch.equal(state.tensors()["weight"].double(), weights[-1])
-
-
-def test_snapshots_are_copies():
-    state, _, model = averaged(SWA(below=0.5, every=1), [0.0])
-    with torch.no_grad():
-        model.weight.add_(1.0)
-    assert not torch.equal(state.sums["weight"], model.weight)
+@pytest.mark.parametrize(
+    "points, says",
+    [
+        ((), "must go up from 0.0 to 1.0"),
+        (((0.0, 1.0),), "must go up"),
+        (((0.1, 1.0), (1.0, 1.0)), "must go up"),
+        (((0.0, 1.0), (0.9, 1.0)), "must go up"),
+        (((0.0, 1.0), (0.5, 1.0), (0.5, 0.5), (1.0, 1.0)), "must go up"),
+        (((0.0, 1.0), (float("nan"), 1.0), (1.0, 1.0)), "must go up"),
+        (((0.0, 1.0), (1.0, -0.1)), "must be 0 or more"),
+        (((0.0, float("nan")), (1.0, 0.1)), "must be 0 or more"),
+    ],
+)
+def test_points_that_are_no_schedule_are_named(points, says):
+    with pytest.raises(Problem, match=rf"DecaySchedule\.points is .*{says}"):
+        DecaySchedule(points)

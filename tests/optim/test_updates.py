@@ -15,11 +15,12 @@ from fairway.optim.adamw import AdamW
 from fairway.optim.average import SWA
 from fairway.optim.muon import Muon
 from fairway.optim.optimizer import GroupContext, Optimizer, assign_groups
-from fairway.optim.orthogonal import QUINTIC, Quintic
-from fairway.optim.schedule import Moment, Ramp
+from fairway.optim.orthogonal import MuonEqR, Quintic, Turbo
+from fairway.optim.schedule import DecaySchedule, Moment, Ramp
 from fairway.problem import Problem
 from fairway.sites import GroupSite
 from fairway.train.dist import Done, World
+from optim.literal import literal_equal_rows, literal_quintic, literal_turbo
 
 CPU = torch.device("cpu")
 ALONE = World(0, 1, CPU)
@@ -39,7 +40,7 @@ def at(step):
 
 
 class Toy(Part):
-    """A bank of three tall matrices, a wide plain one, a table and a scalar: every path of the optimiser."""
+    """A bank of three tall matrices, plain ones of two shapes, a table and a scalar: every path of the optimiser."""
 
     def __init__(self, seed=0):
         super().__init__()
@@ -49,82 +50,79 @@ class Toy(Part):
         self.own("plain_RC", "plain", normal(3, 5, seed=seed + 1), "projection")
         self.own("table_RC", "table", normal(7, 2, seed=seed + 2), "embedding")
         self.own("gain", "gain", normal(5, seed=seed + 3), "scalar")
+        self.own("twin_RC", "twin", normal(3, 5, seed=seed + 4), "projection")
+        self.own("tall_RC", "tall", normal(4, 2, seed=seed + 5), "projection")
 
     def set_gradients(self, seed, scale=1.0):
         for index, parameter in enumerate(self.parameters()):
             parameter.grad = normal(*parameter.shape, seed=100 * seed + index) * scale
 
 
-# --- orthogonalisation
-
-
-def literal_quintic(matrix_RC, steps=5):
-    a, b, c = QUINTIC
-    x = matrix_RC.double()
-    x = x.T if x.shape[0] > x.shape[1] else x
-    x = x / (x.square().sum().sqrt() + 1e-7)
-    for _ in range(steps):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.T if matrix_RC.shape[0] > matrix_RC.shape[1] else x
-
-
-@pytest.mark.parametrize("shape", [(1, 5, 5), (4, 8, 3), (3, 4, 9), (2, 1, 6), (2, 6, 1)])
-def test_newton_schulz_is_the_float64_formula_slice_by_slice(shape):
-    gradient_NRC = normal(*shape) * 10
-    got_NRC = Quintic().apply(gradient_NRC, torch.float32)
-    exact_NRC = torch.stack([literal_quintic(matrix) for matrix in gradient_NRC])
-    torch.testing.assert_close(got_NRC.double(), exact_NRC, rtol=1e-3, atol=1e-4)
-
-
-def test_newton_schulz_keeps_singular_vectors_and_brings_values_near_one():
-    u, _, v = torch.linalg.svd(normal(12, 12).double())
-    values = torch.linspace(1.0, 0.02, 12, dtype=torch.float64)
-    got = Quintic().apply((u * values @ v)[None].float(), torch.float32)[0].double()
-    rotated = u.T @ got @ v.T
-    assert (rotated - rotated.diag().diag()).abs().max() < 1e-3
-    assert rotated.diag().min() > 0.65 and rotated.diag().max() < 1.25
-
-
-def test_zero_slices_stay_zero_beside_others():
-    gradient_NRC = normal(3, 4, 6)
-    gradient_NRC[1] = 0
-    got_NRC = Quintic().apply(gradient_NRC, torch.float32)
-    assert not got_NRC[1].any()
-    torch.testing.assert_close(got_NRC[2:], Quintic().apply(gradient_NRC[2:], torch.float32))
-
-
-def test_newton_schulz_in_bfloat16_stays_near():
-    got = Quintic().apply(normal(2, 16, 24), torch.bfloat16)
-    assert got.dtype == torch.bfloat16
-    exact = Quintic().apply(normal(2, 16, 24), torch.float32)
-    assert (got.float() - exact).norm() < 0.05 * exact.norm()
-
-
 # --- Muon
 
+# Progress and the schedule's factor at four steps, and what tapering from 1 at 0.5 to 0.2 at 1 gives there.
+MOMENTS = [Moment(0, 0.0, 1.0), Moment(1, 0.5, 0.5), Moment(2, 0.75, 0.25), Moment(3, 1.0, 0.0)]
+TAPER, TAPERED = ((0.0, 1.0), (0.5, 1.0), (1.0, 0.2)), (1.0, 1.0, 0.6, 0.2)
+SCHEDULES = {
+    DecaySchedule(): (1.0, 0.5, 0.25, 0.0),
+    DecaySchedule(TAPER): (1.0, 0.5, 0.15, 0.0),
+    DecaySchedule(TAPER, follows_rate=False): TAPERED,
+}
+DECAYS = pytest.mark.parametrize("decay", SCHEDULES, ids=["rate", "taper", "decoupled"])
+SHAPES = [((2, 6, 2), math.sqrt(3)), ((2, 2, 6), 1.0), ((4, 4), 1.0), ((8, 2), 2.0)]
 
-@pytest.mark.parametrize("shape, scale", [((2, 6, 2), math.sqrt(3)), ((2, 2, 6), 1.0), ((4, 4), 1.0), ((8, 2), 2.0)])
-def test_muon_takes_the_steps_worked_out_by_hand(shape, scale):
-    node = Muon(rate=0.2, weight_decay=0.5, momentum=Ramp(0.92, 0.99, 2))
-    parameter = nn.Parameter(normal(*shape))
-    update = node.build(GroupContext({"w": parameter}, ALONE, torch.float32))
-    weight, buffer = parameter.detach().double(), torch.zeros(shape, dtype=torch.float64)
-    for step, (momentum, multiplier) in enumerate([(0.92, 1.0), (0.955, 0.5), (0.99, 0.25), (0.99, 0.0)]):
-        gradient = normal(*shape, seed=step + 5)
-        parameter.grad = gradient.clone()
+
+@DECAYS
+@pytest.mark.parametrize("decay_last", [False, True])
+@pytest.mark.parametrize(
+    "orthogonaliser, literal",
+    [(Quintic(), literal_quintic), (Turbo(), literal_turbo), (MuonEqR(), literal_equal_rows)],
+    ids=["quintic", "turbo", "equal rows"],
+)
+def test_muon_takes_the_steps_worked_out_by_hand(orthogonaliser, literal, decay_last, decay):
+    """Banks and plain matrices, tall and wide, in one group."""
+    node = Muon(
+        rate=0.2, weight_decay=0.5, momentum=Ramp(0.92, 0.99, 2), orthogonaliser=orthogonaliser, decay_last=decay_last,
+        decay=decay,
+    )  # fmt: skip
+    parameters = {str(shape): nn.Parameter(normal(*shape)) for shape, _ in SHAPES}
+    update = node.build(GroupContext(parameters, ALONE, torch.float32))
+    weights = {name: parameter.detach().double() for name, parameter in parameters.items()}
+    buffers = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    for moment, momentum, factor in zip(MOMENTS, (0.92, 0.955, 0.99, 0.99), SCHEDULES[decay], strict=True):
+        for index, parameter in enumerate(parameters.values()):
+            parameter.grad = normal(*parameter.shape, seed=10 * moment.step + index + 5)
         update.reduce()
         update.sharded_gradients()
-        before = parameter.detach().clone()
-        finish = update.step(Moment(step, 0.0, multiplier))
-        assert torch.equal(parameter, before), "others' parts are on their way until it is finished"
+        before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        finish = update.step(moment)
+        assert all(torch.equal(parameters[name], before[name]) for name in before), "others' parts are on their way"
         finish()
-        buffer = momentum * buffer + gradient.double()
-        nesterov = gradient.double() + momentum * buffer
-        turned = torch.stack([literal_quintic(m) for m in nesterov.reshape(-1, *shape[-2:])]).reshape(shape)
-        rate = 0.2 * multiplier
-        weight = weight * (1 - rate * 0.5) - rate * scale * turned
-        torch.testing.assert_close(parameter.detach().double(), weight, rtol=1e-4, atol=1e-5)
+        for (shape, scale), (name, parameter) in zip(SHAPES, parameters.items(), strict=True):
+            gradient = parameter.grad.double()
+            buffers[name] = momentum * buffers[name] + gradient
+            nesterov = gradient + momentum * buffers[name]
+            turned = torch.stack([literal(m) for m in nesterov.reshape(-1, *shape[-2:])]).reshape(shape)
+            stride, kept = 0.2 * moment.multiplier * scale * turned, 1 - 0.2 * 0.5 * factor
+            weights[name] = (weights[name] - stride) * kept if decay_last else weights[name] * kept - stride
+            torch.testing.assert_close(parameter.detach().double(), weights[name], rtol=1e-4, atol=1e-5)
+
+
+def test_muon_shards_banks_and_replicates_plain_matrices():
+    toy, world = Toy(), ThreadWorld(0, None, None)
+    update = Optimizer(toy, GROUPS, world, torch.float32, 0.3).updates[1]
+    assert [shard.parameter is toy.bank_NRC for shard in update.shards] == [True]
+    assert {id(p) for p in update.replicated} == {id(toy.plain_RC), id(toy.twin_RC), id(toy.tall_RC)}
+    assert sorted(tuple(buffer.shape) for buffer in update.buffers) == [(2, 6, 4), (3, 5), (3, 5), (4, 2)]
+
+
+def test_muon_refuses_what_has_no_matrices():
+    with pytest.raises(Problem, match=r"Muon takes matrices and banks of them; gain is \(5,\): leave it to AdamW"):
+        Optimizer(Toy(), (*GROUPS[:1], Muon(roles=("matrix", "projection", "scalar"))), ALONE, torch.float32, 0.3)
+
+
+def test_floats_of_state_for_each_parameter_are_said():
+    assert (Muon().moments, AdamW(roles=(), rate=0.1).moments) == (1, 2)
 
 
 def test_the_ramp_goes_from_start_to_end_in_162_s_1500_steps():
@@ -134,21 +132,22 @@ def test_the_ramp_goes_from_start_to_end_in_162_s_1500_steps():
 # --- AdamW
 
 
-def test_adamw_decays_then_takes_adam_s_step():
+@DECAYS
+def test_adamw_decays_then_takes_adam_s_step(decay):
     parameter = nn.Parameter(normal(3, 4))
-    node = AdamW(roles=("scalar",), rate=0.02, betas=(0.9, 0.95), epsilon=1e-8, weight_decay=0.1)
+    node = AdamW(roles=("scalar",), rate=0.02, betas=(0.9, 0.95), epsilon=1e-8, weight_decay=0.7, decay=decay)
     update = node.build(GroupContext({"w": parameter}, ALONE, torch.float32))
+    assert [p is parameter for p in update.replicated] == [True] and update.sharded_gradients() == []
     weight, one, two = parameter.detach().double(), 0, 0
-    for step, multiplier in enumerate([1.0, 0.5, 0.5]):
-        gradient = normal(3, 4, seed=step + 5)
+    for moment, factor in zip(MOMENTS, SCHEDULES[decay], strict=True):
+        gradient = normal(3, 4, seed=moment.step + 5)
         parameter.grad = gradient.clone()
         update.reduce()
-        update.replicated_gradients()
-        update.step(Moment(step, 0.0, multiplier))()
-        gradient, rate = gradient.double(), 0.02 * multiplier
+        update.step(moment)()
+        gradient, powers = gradient.double(), moment.step + 1
         one, two = 0.9 * one + 0.1 * gradient, 0.95 * two + 0.05 * gradient**2
-        weight = weight * (1 - rate * 0.1)
-        weight -= rate * (one / (1 - 0.9 ** (step + 1))) / ((two / (1 - 0.95 ** (step + 1))).sqrt() + 1e-8)
+        weight = weight * (1 - 0.02 * 0.7 * factor)
+        weight -= 0.02 * moment.multiplier * (one / (1 - 0.9**powers)) / ((two / (1 - 0.95**powers)).sqrt() + 1e-8)
         torch.testing.assert_close(parameter.detach().double(), weight, rtol=1e-5, atol=1e-6)
 
 
@@ -156,7 +155,11 @@ def test_adamw_decays_then_takes_adam_s_step():
 
 
 def test_groups_take_the_parameters_of_their_roles():
-    assert [list(group) for group in assign_groups(Toy(), GROUPS)] == [["table_RC"], ["bank_NRC", "plain_RC"], ["gain"]]
+    assert [list(group) for group in assign_groups(Toy(), GROUPS)] == [
+        ["table_RC"],
+        ["bank_NRC", "plain_RC", "twin_RC", "tall_RC"],
+        ["gain"],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -186,7 +189,7 @@ class PlainDescent(GroupSite):
 
 class PlainDescentUpdate:
     def __init__(self, context):
-        self.parameters = list(context.parameters.values())
+        self.replicated = list(context.parameters.values())
 
     def reduce(self):
         pass
@@ -194,11 +197,8 @@ class PlainDescentUpdate:
     def sharded_gradients(self):
         return []
 
-    def replicated_gradients(self):
-        return [parameter.grad for parameter in self.parameters]
-
     def step(self, moment):
-        for parameter in self.parameters:
+        for parameter in self.replicated:
             parameter.data.sub_(parameter.grad, alpha=moment.multiplier)
         return lambda: None
 
@@ -252,13 +252,14 @@ class Noted:
         return lambda: self.notes.append(("finish", self.number)) or finish()
 
 
-def test_every_group_s_step_begins_before_the_first_is_finished():
+def test_groups_with_shards_begin_first_and_all_have_begun_before_the_first_is_finished():
     toy, notes = Toy(), []
     optimizer = Optimizer(toy, GROUPS, ALONE, torch.float32, 0.3)
     optimizer.updates = [Noted(update, number, notes) for number, update in enumerate(optimizer.updates)]
     toy.set_gradients(1)
     optimizer.step(at(4))
-    assert notes == [("step", number, at(4)) for number in range(3)] + [("finish", number) for number in range(3)]
+    # The second of the three is Muon.
+    assert notes == [("step", number, at(4)) for number in (1, 0, 2)] + [("finish", number) for number in (1, 0, 2)]
 
 
 # --- state

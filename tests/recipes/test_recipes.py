@@ -86,9 +86,13 @@ def test_a_recipe_trains_and_scores_in_whole_sequences(built):
     assert recipe.cap == 16_000_000
 
 
+# The public model has them without using them: the first block's own share of what it would mix with itself.
+UNUSED = {"pr864": {"blocks.0.attn.value_mix"}}
+
+
 def test_a_gradient_reaches_every_leaf_in_the_last_phase(built):
     """Made small by sizes alone: what stands at each site is the recipe's own."""
-    _, recipe, _ = built
+    name, recipe, _ = built
     sizes = {"vocab": 64, "width": 16 * recipe.model.heads, "sequence": 32}
     node = replace(recipe.model, **sizes)
     model, ids_BT = randomise(node.build(0)), random_ids(node)
@@ -96,7 +100,8 @@ def test_a_gradient_reaches_every_leaf_in_the_last_phase(built):
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
     for parameter in model.parameters():
         parameter.data.copy_(parameter.grad)
-    assert [leaf.name for leaf, view in leaf_views(model) if not view.any() or not view.isfinite().all()] == []
+    assert all(view.isfinite().all() for _, view in leaf_views(model))
+    assert {leaf.name for leaf, view in leaf_views(model) if not view.any()} == UNUSED.get(name, set())
 
 
 # --- #162

@@ -7,6 +7,7 @@ import pytest
 
 from fairway.model.plan import Straight
 from fairway.node import Node, override, parse_node, paths, show, walk
+from fairway.optim.schedule import DecaySchedule
 from fairway.problem import Problem
 from fairway.recipes.pr162 import pr162
 from fairway.sites import QATSite, StartSite, TapSite, ValueSite
@@ -33,7 +34,9 @@ class MadeUpQAT(QATSite):
 
 
 MODEL = replace(pr162().model, values=(MadeUpValue(),), taps=(MadeUpTap(),), start=(MadeUpStart(),))
-RECIPE = replace(pr162(), model=MODEL, qat=(MadeUpQAT(),))
+# Groups with a decay each that no other has, so that its text stands once in the recipe's.
+OPTIM = tuple(replace(g, decay=DecaySchedule(((0.0, 1.0), (1.0, 0.1 * n)))) for n, g in enumerate(pr162().optim))
+RECIPE = replace(pr162(), model=MODEL, optim=OPTIM, qat=(MadeUpQAT(),))
 NODES = {type(node): node for _, node in walk(RECIPE)}
 
 
@@ -68,11 +71,12 @@ MODEL_SITES = [
 
 def test_the_places_are_those_of_the_design_and_each_has_a_site_of_its_own():
     own = {"train.budget", "optim.Muon.momentum"}  # one type each, no family
+    decays = {f"optim.{group}.decay" for group in ("AdamW:0", "Muon", "AdamW:2")}  # one type, in every group
     sites = {"model", "loader", "train", "train.schedule", "optim", "optim.Muon.orthogonaliser", "average", "quantize",
              "qat", "codec", "evaluate", "evaluate.windows", *(f"model.{site}" for site in MODEL_SITES)}  # fmt: skip
-    assert PLACES.keys() == sites | own
+    assert PLACES.keys() == sites | own | decays
     assert {PLACES[path][0].__module__ for path in sites} == {"fairway.sites"}
-    assert len({kind for kind, _, _ in PLACES.values()}) == len(PLACES)
+    assert len({kind for kind, _, _ in PLACES.values()}) == len(sites | own) + 1
 
 
 def one_line(refuse):

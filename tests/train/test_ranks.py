@@ -16,8 +16,13 @@ import torch
 from safetensors.torch import load_file
 
 from fairway.data.shards import open_shard, write_shard
-from fairway.train.dist import World
-from train.ranks import optimise_rank, optimised
+from fairway.model.roles import Part, parameter_roles
+from fairway.optim.adamw import AdamW
+from fairway.optim.muon import Muon
+from fairway.optim.optimizer import Optimizer
+from fairway.optim.schedule import Moment
+from fairway.train.dist import Done, World
+from train.ranks import GROUPS, build, optimise_rank, optimised
 from train.tiny import IN_ORDER, begin, curve, fairway, interrupt, rows, torchrun, train_arguments
 
 STEPS, LOSSES, NORMS, WEIGHTS = 60, 1e-5, 1e-4, 5e-4
@@ -92,16 +97,27 @@ def test_a_rank_that_is_refused_leaves_no_folder_that_looks_taken(tiny_data, tmp
     stopped(errors, reason, "another rank was refused; its own line says why")
 
 
-def test_three_ranks_update_uneven_banks_as_one_process_does(tmp_path):
-    spawn = multiprocessing.get_context("spawn")
-    processes = [spawn.Process(target=optimise_rank, args=(rank, 3, str(tmp_path)), daemon=True) for rank in range(3)]
+SIZES = (1, 2, 3, 8)
+
+
+@pytest.fixture(scope="module")
+def meetings(tmp_path_factory):
+    """A folder with what each rank of 1, 2, 3 and 8 has: the same few processes meet in turn, as each imports torch."""
+    folder, spawn = tmp_path_factory.mktemp("meetings"), multiprocessing.get_context("spawn")
+    ranks = range(max(SIZES))
+    processes = [spawn.Process(target=optimise_rank, args=(rank, SIZES, str(folder)), daemon=True) for rank in ranks]
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
-    assert [process.exitcode for process in processes] == [0, 0, 0]
-    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(3)]
-    expected = optimised(World(0, 1, torch.device("cpu")), [0, 1, 2])
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0 for _ in ranks]
+    return folder
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_ranks_update_uneven_banks_as_one_process_does(meetings, size):
+    ranks = [torch.load(meetings / f"{rank}of{size}.pt", weights_only=True) for rank in range(size)]
+    expected = optimised(World(0, 1, torch.device("cpu")), range(size))
     for found in ranks:
         torch.testing.assert_close(found["norms"], expected["norms"], rtol=1e-6, atol=0)
         for name, value in found["parameters"].items():
@@ -111,3 +127,53 @@ def test_three_ranks_update_uneven_banks_as_one_process_does(tmp_path):
             assert part.keys() == whole.keys()
             if isinstance(next(iter(whole.values())), torch.Tensor):  # Muon's momentum: whole on every rank
                 assert all(apart(part[name], whole[name]) < 1e-6 for name in whole)
+
+
+class NotingWorld(World):
+    """Two ranks of which the other one has what this one has; notes what is communicated."""
+
+    def __init__(self):
+        super().__init__(0, 2, torch.device("cpu"))
+        self.notes = []
+
+    def all_reduce_sum(self, tensor):
+        self.notes.append(("sum", tensor.numel()))
+        return tensor.mul_(2)
+
+    def all_reduce_mean(self, tensor):
+        self.notes.append(("mean", tensor.numel()))
+        return Done()
+
+    def reduce_scatter_mean(self, whole_PRC):
+        self.notes.append(("scatter", whole_PRC.numel()))
+        return whole_PRC.chunk(2)[0].clone(), Done()
+
+    def all_gather(self, part_SRC):
+        self.notes.append(("gather", 2 * part_SRC.numel()))
+        return torch.cat([part_SRC, part_SRC]), Done()
+
+
+ONE_OF_EACH = (AdamW(roles=("embedding", "table", "scalar"), rate=0.03), Muon())
+
+
+@pytest.mark.parametrize("groups", [ONE_OF_EACH, GROUPS, GROUPS[::-1]], ids=["two", "five", "five backwards"])
+def test_a_step_has_one_all_reduce_of_gradients_however_many_groups_there_are(groups):
+    model, world = build(), NotingWorld()
+    optimizer = Optimizer(model, groups, world, torch.float32, clip=5.0)
+    banks = [p.numel() for name, p in model.named_parameters() if parameter_roles(model)[name] == "matrix"]
+    rest = sum(p.numel() for p in model.parameters()) - sum(banks)
+    for step in range(2):
+        world.notes.clear()
+        optimizer.step(Moment(step, 0.0, 1.0))
+        assert [number for kind, number in world.notes if kind == "mean"] == [rest]
+        # Banks start first, the largest before the others; the one sum is that of the squares for clipping.
+        assert [kind for kind, _ in world.notes] == ["scatter"] * len(banks) + ["mean", "sum"] + ["gather"] * len(banks)
+        assert [number for _, number in world.notes[: len(banks)]] == sorted(banks, reverse=True)
+
+
+def test_a_model_of_banks_only_has_no_all_reduce_of_gradients():
+    bank = Part()
+    bank.own_bank("bank_NRC", torch.ones(2, 3, 4), "matrix", [("a", "matrix", 0), ("b", "matrix", 1)])
+    world = NotingWorld()
+    Optimizer(bank, (Muon(),), world, torch.float32, clip=5.0).step(Moment(0, 0.0, 1.0))
+    assert [kind for kind, _ in world.notes] == ["scatter", "sum", "gather"]

@@ -1,6 +1,9 @@
+import dataclasses
+import functools
 import itertools
 import json
 import math
+import sys
 import types
 
 import pytest
@@ -10,11 +13,13 @@ from safetensors.torch import load_file
 from fairway.clock import Clock
 from fairway.data.dataset import open_dataset
 from fairway.kernels.capability import capability
+from fairway.model.residual import ResidualPart
 from fairway.model.roles import leaf_views
 from fairway.node import digest, parse_node
 from fairway.problem import DoesNotHold, Problem
+from fairway.sites import ResidualSite
 from fairway.train.dist import World
-from fairway.train.loop import train_run
+from fairway.train.loop import nothing_compiled, train_run
 from fairway.train.metrics import Metrics
 from fairway.train.trainer import Trainer
 from train.tiny import IN_ORDER, curve, rows, tiny, train_arguments
@@ -127,7 +132,7 @@ def test_a_budget_of_seconds_ends_by_the_clock_and_the_rate_follows_it(fairway_h
 
 
 def test_the_steps_of_a_budget_of_seconds_are_an_upper_bound(trainer, tmp_path):
-    _, facts = train_run(tmp_path, trainer("train.budget=Budget(steps=4, seconds=60.0)"), Clock())
+    *_, facts = train_run(tmp_path, trainer("train.budget=Budget(steps=4, seconds=60.0)"), Clock())
     assert facts["steps"] == 4
 
 
@@ -195,3 +200,94 @@ def test_warm_up_leaves_no_trace(trainer):
         assert warm.step(0.0, 1.0, 0) == cold.step(0.0, 1.0, 0)
     for one, other in zip(warm.averages, cold.averages, strict=True):
         assert one.count == other.count == 1
+
+
+LOOP = "model.plan=Loop(first=1, last=1, passes=2, starts_at=0.5, skip=AddSkip())"
+
+
+@pytest.fixture
+def compiling(trainer, monkeypatch):
+    """A trainer whose loss is compiled (without a backend's code), on two phases."""
+    machine = dataclasses.replace(capability(ALONE.device), compiled=True)
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    monkeypatch.setattr(sys.modules[__name__], "capability", lambda device: machine)
+    return trainer(LOOP, "train.warmup_steps=1", "train.budget=Budget(steps=8, seconds=0.0)", "qat=(LateQAT(after=0.7),)")
+
+
+def graphs():
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+def test_all_graphs_are_compiled_before_the_clock_starts(compiling, tmp_path):
+    before = graphs()
+    compiling.warm_up()
+    warm = graphs()
+    assert len(compiling.model.orders) == 2 and warm == before + 2
+    with nothing_compiled(True):
+        for step in range(8):
+            compiling.step(step / 8, 1.0, compiling.recipe.model.plan.phase(step / 8))
+    assert graphs() == warm
+
+
+def test_a_graph_that_warm_up_has_not_seen_ends_the_run_with_one_line(compiling, tmp_path, monkeypatch):
+    whole = compiling.model.orders
+    compiling.model.orders = whole[:1]  # what warm-up goes by
+    compiling.warm_up()
+    compiling.model.orders = whole
+    monkeypatch.setattr(compiling, "warm_up", lambda: None)
+    with pytest.raises(DoesNotHold) as caught:
+        train_run(tmp_path, compiling, Clock())
+    assert "had to be compiled within the clock" in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "weights.safetensors").exists()
+
+
+def test_another_fault_within_the_clock_is_not_taken_for_a_compilation():
+    with pytest.raises(RuntimeError, match="mine"), nothing_compiled(True):
+        raise RuntimeError("mine")
+
+
+def test_the_first_average_is_kept_and_the_others_are_scored_beside_it(fairway_here, tiny_data, tmp_path):
+    several = "average=(EMA(decay=0.7), SWA(below=2.0, every=4, of=EMA(decay=0.7)), LastWeights())"
+    scores = {}
+    for name, setting in (("all", several), ("last", "average=(LastWeights(),)"), ("none", "average=()")):
+        assert fairway_here(*train_arguments(tiny_data, tmp_path / name, setting))[0] == 0
+        scores[name] = json.loads((tmp_path / name / "run.json").read_text())
+    assert scores["all"]["bpb"].keys() == {"weights", "SWA", "LastWeights"}
+    assert len(set(scores["all"]["bpb"].values())) == 3
+    assert len(scores["all"]["averages"]) == 3 and scores["none"]["averages"] == []
+    assert scores["last"]["bpb"] == scores["none"]["bpb"] == {"weights": scores["all"]["bpb"]["LastWeights"]}
+    ema = tmp_path / "ema"
+    assert fairway_here(*train_arguments(tiny_data, ema, "average=(EMA(decay=0.7),)"))[0] == 0
+    assert json.loads((ema / "run.json").read_text())["bpb"]["weights"] == scores["all"]["bpb"]["weights"]
+    assert (ema / "weights.safetensors").read_bytes() == (tmp_path / "all" / "weights.safetensors").read_bytes()
+
+
+@dataclasses.dataclass(frozen=True)
+class MadeUpDamper(ResidualSite):
+    """A learned factor on every MLP delta, as nobody needs it: a node, its module, and a place in a recipe."""
+
+    factor: float = 0.5
+
+    def build(self, context):
+        return MadeUpDamperModule(context.layers, self.factor)
+
+
+class MadeUpDamperModule(ResidualPart):
+    def __init__(self, layers, factor):
+        super().__init__()
+        self.own_per_layer("factor_L", "madeup.factor", torch.full((layers,), factor))
+
+    def fed(self, d_BTD, n_BTD, layer, carry):
+        return d_BTD * self.factor_L[layer].to(d_BTD.dtype)
+
+
+def test_a_made_up_technique_trains_and_packs_with_nothing_but_its_place_in_a_recipe(fairway_here, tiny_data, tmp_path):
+    run = tmp_path / "run"
+    setting = "model.residual=(ResidualMix(), LayerScale(), MadeUpDamper(factor=0.25))"
+    assert fairway_here(*train_arguments(tiny_data, run, setting))[0] == 0
+    factors = [value for name, value in load_file(run / "weights.safetensors").items() if name.endswith("madeup.factor")]
+    assert len(factors) == 3 and all(0 < abs(factor - 0.25) < 0.2 for factor in factors)
+    assert fairway_here("pack", run)[0] == 0
+    code, out, _ = fairway_here("score", run, "--json")
+    assert code == 0 and json.loads(out)["bpb"] > 0

@@ -7,6 +7,7 @@ import torch
 from ..kernels.norm import rms_norm
 from ..problem import Problem
 from ..sites import HeadSite
+from .inputs import TokenEmbedding
 from .roles import Part
 
 
@@ -25,9 +26,11 @@ class FinalNormModule(Part):
 
 @dataclass(frozen=True)
 class TiedHead(HeadSite):
-    """Logits by the token table's transpose."""
+    """Logits by the token table's transpose. Problem without a TokenEmbedding, whose table it is."""
 
     def build(self, context):
+        if context.model is not None and not any(isinstance(part, TokenEmbedding) for part in context.model.inputs):
+            raise Problem("TiedHead needs a TokenEmbedding in model.inputs, whose table it takes; add one, or drop TiedHead")
         return TiedHeadModule()
 
 
@@ -57,3 +60,29 @@ class SoftcapModule(Part):
 
     def forward(self, z_BTV, carry):
         return self.cap * torch.tanh(z_BTV.float() / self.cap)
+
+
+@dataclass(frozen=True)
+class AsymmetricSoftcap(HeadSite):
+    """c+ tanh(z / c+) above zero, c- tanh(z / c-) below, in float32; both caps are learned, `cap` at init (PR #1923)."""
+
+    cap: float = 30.0
+
+    def __post_init__(self):
+        if self.cap <= 0:
+            raise Problem(f"AsymmetricSoftcap.cap is {self.cap}; take more than 0, or leave AsymmetricSoftcap out")
+
+    def build(self, context):
+        return AsymmetricSoftcapModule(self.cap)
+
+
+class AsymmetricSoftcapModule(Part):
+    def __init__(self, cap):
+        super().__init__()
+        self.own("caps_2", "softcap.caps", torch.full((2,), cap), "scalar")
+
+    def forward(self, z_BTV, carry):
+        z_BTV = z_BTV.float()
+        above, below = self.caps_2
+        cap_BTV = torch.where(z_BTV > 0, above, below)
+        return cap_BTV * torch.tanh(z_BTV / cap_BTV)

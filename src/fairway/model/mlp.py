@@ -17,16 +17,38 @@ class ReluSquared(MLPSite):
     expansion: float = 3.0
 
     def build(self, context):
-        hidden = int(self.expansion * context.width)
-        if hidden < 1:
-            raise Problem(f"mlp.expansion={self.expansion} of width {context.width} leaves no hidden unit; take more")
-        return ReluSquaredModule(context, hidden)
+        return SquaredModule(context, self.expansion, (0.0,))
 
 
-class ReluSquaredModule(Part):
-    def __init__(self, context, hidden):
+@dataclass(frozen=True)
+class LeakyReluSquared(MLPSite):
+    """W_down leaky(W_up n)^2, the square taken after the leak: z^2 above zero, slope^2 z^2 below (PR #864: slope 0.5).
+
+    `slopes` is one for all layers or one a layer (PR #1205); a slope's sign does not matter. Another number of slopes
+    is a Problem. W_down starts at zero.
+    """
+
+    expansion: float = 3.0
+    slopes: tuple[float, ...] = (0.5,)
+
+    def build(self, context):
+        if len(self.slopes) not in (1, context.layers):
+            raise Problem(
+                f"LeakyReluSquared.slopes has {len(self.slopes)} values: give 1, or one for each of {context.layers} layers"
+            )
+        return SquaredModule(context, self.expansion, self.slopes)
+
+
+class SquaredModule(Part):
+    """Slope 0 is the plain square of the relu."""
+
+    def __init__(self, context, expansion, slopes):
         super().__init__()
+        hidden = int(expansion * context.width)
+        if hidden < 1:
+            raise Problem(f"mlp.expansion={expansion} of width {context.width} leaves no hidden unit; take more")
         layers = range(context.layers)
+        self.slopes = slopes if len(slopes) == context.layers else slopes * context.layers
         ups = [context.init.orthogonal(f"blocks.{i}.mlp.up", hidden, context.width) for i in layers]
         down_LDM = torch.zeros(context.layers, context.width, hidden)
         self.own_bank("up_LMD", torch.stack(ups), "matrix", [(f"blocks.{i}.mlp.up", "matrix.up", i) for i in layers])
@@ -38,5 +60,7 @@ class ReluSquaredModule(Part):
 
     def forward(self, n_BTD, matrices, layer, carry):
         up, down = matrices
-        hidden_BTM = F.relu(carry.linear(n_BTD, up[layer], f"blocks.{layer}.mlp.up")).square()
-        return carry.linear(hidden_BTM, down[layer], f"blocks.{layer}.mlp.down")
+        hidden_BTM = carry.linear(n_BTD, up[layer], f"blocks.{layer}.mlp.up")
+        slope = self.slopes[layer]
+        hidden_BTM = F.leaky_relu(hidden_BTM, slope) if slope else F.relu(hidden_BTM)
+        return carry.linear(hidden_BTM.square(), down[layer], f"blocks.{layer}.mlp.down")

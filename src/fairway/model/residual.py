@@ -1,12 +1,14 @@
 """Site `residual`: what adorns a block, on its input, its norms and its deltas.
 
-B batch, T positions, D width, L layers.
+B batch, T positions, D width, L layers, I gate inputs, P passes of a loop.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
 
+from ..problem import Problem
 from ..sites import ResidualSite
 from .roles import Part
 
@@ -69,3 +71,71 @@ class LayerScaleModule(ResidualPart):
 
     def fed(self, d_BTD, n_BTD, layer, carry):
         return self.mlp_LD[layer].to(d_BTD.dtype) * d_BTD
+
+
+@dataclass(frozen=True)
+class LNScale(ResidualSite):
+    """n / sqrt(layer + 1) on the normed inputs of attention and MLP, by the physical layer from 0 (PR #1514)."""
+
+    def build(self, context):
+        return LNScaleModule()
+
+
+class LNScaleModule(ResidualPart):
+    def normed(self, n_BTD, layer, carry):
+        return n_BTD * (layer + 1) ** -0.5
+
+
+@dataclass(frozen=True)
+class MLPGate(ResidualSite):
+    """sigmoid(w . n[:inputs] + b) on the MLP's delta, n being what the MLP read (PR #1941).
+
+    w of each layer is zero at init and b is `bias`: sigmoid(5) = 0.993. More inputs than the model is wide are a Problem.
+    """
+
+    inputs: int = 12
+    bias: float = 5.0
+
+    def build(self, context):
+        if not 1 <= self.inputs <= context.width:
+            raise Problem(f"MLPGate.inputs is {self.inputs}; take 1 to the model's width {context.width}")
+        return MLPGateModule(context, self)
+
+
+class MLPGateModule(ResidualPart):
+    def __init__(self, context, node):
+        super().__init__()
+        self.inputs = node.inputs
+        self.own_per_layer("gate_LI", "mlp.gate", torch.zeros(context.layers, node.inputs))
+        self.own_per_layer("bias_L1", "mlp.gate_bias", torch.full((context.layers, 1), node.bias))
+
+    def fed(self, d_BTD, n_BTD, layer, carry):
+        z_BT = n_BTD[..., : self.inputs] @ self.gate_LI[layer].to(n_BTD.dtype)
+        return d_BTD * torch.sigmoid(z_BT.unsqueeze(-1) + self.bias_L1[layer].to(n_BTD.dtype))
+
+
+@dataclass(frozen=True)
+class LoopEmbedding(ResidualSite):
+    """A learned vector for each pass of a loop, added to the stream as the loop's first layer begins it (PR #1518).
+
+    Zeros at init, the identity. The loop is read off the plan's last order: the first of the layers that run more than
+    once; where a phase runs that layer only once, it gets the first pass's vector. A plan without a loop is a Problem.
+    """
+
+    def build(self, context):
+        order = context.orders[-1]
+        looped = {layer: runs for layer, runs in Counter(order.encoder + order.decoder).items() if runs > 1}
+        if not looped:
+            plan = "this plan" if context.model is None else type(context.model.plan).__name__
+            raise Problem(f"LoopEmbedding needs a layer that runs more than once, {plan} has none: take plan=Loop(...)")
+        return LoopEmbeddingModule(min(looped), looped[min(looped)], context.width)
+
+
+class LoopEmbeddingModule(ResidualPart):
+    def __init__(self, layer, passes, width):
+        super().__init__()
+        self.layer = layer
+        self.own("embedding_PD", "loop.embedding", torch.zeros(passes, width), "scalar")
+
+    def enter(self, x_BTD, layer, carry):
+        return x_BTD + self.embedding_PD[carry.visit].to(x_BTD.dtype) if layer == self.layer else x_BTD

@@ -1,4 +1,4 @@
-"""Site `stream`: x_BTD -> x_BTD before the blocks. B batch, T positions, D width."""
+"""Site `stream`: x_BTD -> x_BTD before the blocks. B batch, T positions, D width, I gate inputs."""
 
 from dataclasses import dataclass
 
@@ -6,8 +6,15 @@ import torch
 from torch.nn import functional as F
 
 from ..kernels.norm import rms_norm
+from ..problem import Problem
 from ..sites import StreamSite
 from .roles import Part
+
+
+def predecessors(x_BTD, ids_BT, bos):
+    """Each position's predecessor: zero for position 0, and for document starts unless `bos` is None."""
+    before_BTD = F.pad(x_BTD[:, :-1], (0, 0, 1, 0))
+    return before_BTD if bos is None else before_BTD.masked_fill((ids_BT == bos).unsqueeze(-1), 0.0)
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,36 @@ class SmearGateModule(Part):
 
     def forward(self, x_BTD, carry):
         gate_D = torch.sigmoid(self.gate_D).to(x_BTD.dtype)
-        before_BTD = F.pad(x_BTD[:, :-1], (0, 0, 1, 0))
-        if self.bos is not None:
-            before_BTD = before_BTD.masked_fill((carry.ids_BT == self.bos).unsqueeze(-1), 0.0)
+        before_BTD = predecessors(x_BTD, carry.ids_BT, self.bos)
         return torch.lerp(x_BTD, before_BTD, gate_D)
+
+
+@dataclass(frozen=True)
+class GatedSmear(StreamSite):
+    """x_i + lambda sigmoid(w . x_i[:inputs]) x_{i-1}, with one lambda and one w for all channels (PR #1693).
+
+    lambda and w start at zero: the identity at init. The predecessor of position 0 is zero; with `stop_at_bos` so is
+    that of every document start. More inputs than the model is wide are a Problem.
+    """
+
+    inputs: int = 12
+    stop_at_bos: bool = True
+    bos: int = 1
+
+    def build(self, context):
+        if not 1 <= self.inputs <= context.width:
+            raise Problem(f"GatedSmear.inputs is {self.inputs}; take 1 to the model's width {context.width}")
+        return GatedSmearModule(self.inputs, self.bos if self.stop_at_bos else None)
+
+
+class GatedSmearModule(Part):
+    def __init__(self, inputs, bos):
+        super().__init__()
+        self.bos = bos
+        self.own("weight_I", "smear.weight", torch.zeros(inputs), "scalar")
+        self.own("strength", "smear.lambda", torch.zeros(1), "scalar")
+
+    def forward(self, x_BTD, carry):
+        weight_I = self.weight_I.to(x_BTD.dtype)
+        gate_BT1 = torch.sigmoid(x_BTD[..., : len(weight_I)] @ weight_I).unsqueeze(-1)
+        return x_BTD + self.strength.to(x_BTD.dtype) * gate_BT1 * predecessors(x_BTD, carry.ids_BT, self.bos)

@@ -6,19 +6,21 @@ import torch
 
 from ..problem import Problem
 from ..sites import GroupSite
-from .banks import ReplicatedGradients
-from .schedule import check_rates
+from .schedule import DecaySchedule, check_rates
 
 
 @dataclass(frozen=True)
 class AdamW(GroupSite):
-    """AdamW with decoupled decay, W <- W (1 - rate decay) before the step."""
+    """AdamW with decoupled decay, W <- W (1 - rate decay) before the step; `decay` is the schedule of that factor."""
 
     roles: tuple[str, ...]
     rate: float
     betas: tuple[float, float] = (0.9, 0.95)
     epsilon: float = 1e-8
     weight_decay: float = 0.01
+    decay: DecaySchedule = DecaySchedule()
+
+    moments = 2
 
     def __post_init__(self):
         check_rates(self)
@@ -36,28 +38,28 @@ class AdamWUpdate:
 
     def __init__(self, node, context):
         self.node, self.names = node, list(context.parameters)
-        parameters = list(context.parameters.values())
-        self.gradients = ReplicatedGradients(parameters, context.world)
+        self.replicated = list(context.parameters.values())
         self.torch = torch.optim.AdamW(
-            parameters, lr=node.rate, betas=node.betas, eps=node.epsilon, weight_decay=node.weight_decay, fused=True
+            self.replicated, lr=node.rate, betas=node.betas, eps=node.epsilon, weight_decay=node.weight_decay, fused=True
         )
 
     def reduce(self):
-        """Starts the all-reduce."""
-        self.gradients.reduce()
+        """Nothing of its own: the optimiser averages what is replicated."""
 
     def sharded_gradients(self):
         """Averaged gradients of which this rank holds its part: none."""
         return []
 
-    def replicated_gradients(self):
-        """Averaged gradients that every rank holds whole."""
-        return self.gradients.wait()
-
     def step(self, moment):
         """One update; nothing is left to finish."""
+        node = self.node
+        strength = node.weight_decay * node.decay.at(moment.progress)
+        if not node.decay.follows_rate:
+            # torch ties the decay to the rate, which may be 0 here: this one is done beside it.
+            torch._foreach_mul_([p.data for p in self.replicated], 1 - node.rate * strength)
+            strength = 0.0
         for group in self.torch.param_groups:
-            group["lr"] = self.node.rate * moment.multiplier
+            group["lr"], group["weight_decay"] = node.rate * moment.multiplier, strength
         self.torch.step()
         return lambda: None
 

@@ -1,4 +1,7 @@
-"""Muon (Keller Jordan; PR #162's constants): momentum, orthogonalised, on matrices in banks and on plain matrices."""
+"""Muon (Keller Jordan; PR #162's constants): momentum, orthogonalised, on matrices in banks and on plain matrices.
+
+N matrices of one shape, S slices of a rank's shard, R rows, C columns.
+"""
 
 import math
 from dataclasses import dataclass
@@ -6,17 +9,21 @@ from functools import partial
 
 import torch
 
+from ..problem import Problem
 from ..sites import GroupSite, OrthogonaliserSite
 from .banks import BankShard
 from .orthogonal import Quintic
-from .schedule import Ramp, check_rates
+from .schedule import DecaySchedule, Ramp, check_rates
 
 
 @dataclass(frozen=True)
 class Muon(GroupSite):
     """buf <- mu buf + g; u = g + mu buf; W <- W (1 - rate decay) - rate sqrt(max(1, rows / columns)) orthogonal(u).
 
-    Momentum stays float32, also on shards (PR #1523 keeps it in bfloat16).
+    With `decay_last` the step is taken first and decays with the weight, W <- (W - rate s U) (1 - rate decay), as in
+    PR #1205. `rate` falls by the schedule's factor, and the decay's `rate decay` by `decay`'s. Momentum stays float32,
+    also on shards (PR #1523 keeps it in bfloat16). Every rank works on its slices of each bank, and on all plain
+    matrices: they are few and small, and need no gather so. Problem for parameters that are neither.
     """
 
     roles: tuple[str, ...] = ("matrix", "projection")
@@ -24,26 +31,39 @@ class Muon(GroupSite):
     momentum: Ramp = Ramp()
     weight_decay: float = 0.04
     orthogonaliser: OrthogonaliserSite = Quintic()
+    decay_last: bool = False
+    decay: DecaySchedule = DecaySchedule()
+
+    moments = 1
 
     def __post_init__(self):
         check_rates(self)
 
     def build(self, context):
+        for name, parameter in context.parameters.items():
+            if parameter.ndim not in (2, 3):
+                raise Problem(
+                    f"Muon takes matrices and banks of them; {name} is {tuple(parameter.shape)}: leave it to AdamW"
+                )
         return MuonUpdate(self, context)
 
 
 class MuonUpdate:
-    """Muon's state and step over a list of parameters, sharded over the ranks of a world."""
+    """Muon's state and step over a list of parameters: banks sharded over the ranks of a world, plain matrices whole."""
 
     def __init__(self, node, context):
-        self.node, self.products, self.names = node, context.products, list(context.parameters)
+        self.node, self.products = node, context.products
         # Largest first: the longest reduction starts first, and its work hides the others'.
-        parameters = sorted(context.parameters.values(), key=lambda p: -p.numel())
-        self.shards = [BankShard(p, context.world) for p in parameters]
-        self.names.sort(key=lambda name: -context.parameters[name].numel())
-        self.buffers = [
-            torch.zeros(shard.share, *shard.parameter.shape[-2:], device=shard.parameter.device) for shard in self.shards
-        ]
+        ordered = sorted(context.parameters.items(), key=lambda item: -item[1].numel())
+        banks, plain = ([item for item in ordered if item[1].ndim == ndim] for ndim in (3, 2))
+        self.names = [name for name, _ in banks + plain]
+        self.shards = [BankShard(p, context.world) for _, p in banks]
+        self.replicated = [p for _, p in plain]
+        self.buffers = [torch.zeros(s.share, *s.parameter.shape[-2:], device=s.parameter.device) for s in self.shards]
+        self.buffers += [torch.zeros_like(p) for p in self.replicated]
+        self.by_shape = {}
+        for index, parameter in enumerate(self.replicated):
+            self.by_shape.setdefault(parameter.shape, []).append(index)
 
     def reduce(self):
         """Starts the reduce-scatter of every bank."""
@@ -54,33 +74,58 @@ class MuonUpdate:
         """Averaged gradients of which this rank holds its part."""
         return [shard.wait() for shard in self.shards]
 
-    def replicated_gradients(self):
-        """Averaged gradients that every rank holds whole: none."""
-        return []
-
     def step(self, moment):
         """Starts one update of every matrix; returns a function that waits for the other ranks' parts and applies it."""
-        momentum, wholes = self.node.momentum.at(moment.step), []
-        for shard, buffer_SRC in zip(self.shards, self.buffers, strict=True):
-            gradient_SRC = shard.gradient_SRC
-            buffer_SRC.mul_(momentum).add_(gradient_SRC)
-            update_SRC = self.node.orthogonaliser.apply(gradient_SRC.add(buffer_SRC, alpha=momentum), self.products)
+        momentum = self.node.momentum.at(moment.step)
+        gradients = self.sharded_gradients() + [p.grad for p in self.replicated]
+        torch._foreach_mul_(self.buffers, momentum)
+        torch._foreach_add_(self.buffers, gradients)
+        directions = torch._foreach_add(gradients, self.buffers, alpha=momentum)
+        wholes = []
+        for shard, direction_SRC in zip(self.shards, directions, strict=False):
+            update_SRC = self.node.orthogonaliser.apply(direction_SRC, self.products)
             wholes.append(shard.gather(update_SRC.contiguous()))
             shard.gradient_SRC = None
-        return partial(self._apply, wholes, self.node.rate * moment.multiplier)
+        # While the shards travel.
+        plain = self._plain_updates(directions[len(self.shards) :])
+        return partial(self._apply, wholes, plain, moment)
 
-    def _apply(self, wholes, rate):
-        for shard, whole in zip(self.shards, wholes, strict=True):
-            parameter, update = shard.parameter, whole()
-            scale = math.sqrt(max(1.0, parameter.shape[-2] / parameter.shape[-1]))
-            parameter.data.mul_(1 - rate * self.node.weight_decay).add_(update, alpha=-rate * scale)
+    def _plain_updates(self, directions):
+        """Plain matrices' updates in float32, times sqrt(max(1, rows / columns)); one batch for each shape."""
+        updates = [None] * len(directions)
+        for shape, indices in self.by_shape.items():
+            stack_NRC = torch.stack([directions[index] for index in indices])
+            stack_NRC = self.node.orthogonaliser.apply(stack_NRC, self.products).float() * shape_factor(shape)
+            for index, update_RC in zip(indices, stack_NRC.unbind(), strict=True):
+                updates[index] = update_RC
+        return updates
+
+    def _apply(self, wholes, plain, moment):
+        rate = self.node.rate * moment.multiplier
+        keep = 1 - self.node.rate * self.node.weight_decay * self.node.decay.factor(moment)
+        parameters = [shard.parameter.data for shard in self.shards] + [p.data for p in self.replicated]
+        if not self.node.decay_last:
+            torch._foreach_mul_(parameters, keep)
+        for parameter, whole in zip(parameters, wholes, strict=False):
+            parameter.add_(whole(), alpha=-rate * shape_factor(parameter.shape))
+        if plain:
+            torch._foreach_add_(parameters[len(wholes) :], plain, alpha=-rate)
+        if self.node.decay_last:
+            torch._foreach_mul_(parameters, keep)
 
     def state(self):
         """Whole momentum tensors by parameter name, the same for any number of ranks."""
-        wholes = [shard.gather(buffer)().clone() for shard, buffer in zip(self.shards, self.buffers, strict=True)]
+        wholes = [shard.gather(buffer)().clone() for shard, buffer in zip(self.shards, self.buffers, strict=False)]
+        wholes += [buffer.clone() for buffer in self.buffers[len(self.shards) :]]
         return dict(zip(self.names, wholes, strict=True))
 
     def restore(self, state):
         """Takes what `state` gave, on this or another number of ranks."""
-        for name, shard, buffer in zip(self.names, self.shards, self.buffers, strict=True):
-            buffer.copy_(shard.cut(state[name].to(buffer.device)))
+        cuts = [shard.cut for shard in self.shards] + [lambda whole: whole for _ in self.replicated]
+        for name, cut, buffer in zip(self.names, cuts, self.buffers, strict=True):
+            buffer.copy_(cut(state[name].to(buffer.device)))
+
+
+def shape_factor(shape):
+    """sqrt(max(1, rows / columns)) of a matrix or of a bank's slices."""
+    return math.sqrt(max(1.0, shape[-2] / shape[-1]))

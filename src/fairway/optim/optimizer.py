@@ -7,6 +7,7 @@ from torch import nn
 
 from ..model.roles import parameter_roles, role_matches
 from ..problem import Problem
+from .banks import ReplicatedGradients
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Optimizer:
             group.build(GroupContext(members, world, products)) for group, members in zip(groups, assigned, strict=True)
         ]
         self.parameters, self.world, self.clip = list(model.parameters()), world, clip
+        self.replicated = ReplicatedGradients([p for update in self.updates for p in update.replicated], world)
 
     def step(self, moment):
         """Averages gradients over ranks, clips their global norm, updates. Returns the norm before clipping (a tensor).
@@ -55,14 +57,16 @@ class Optimizer:
                 parameter.grad = torch.zeros_like(parameter)
         for update in self.updates:
             update.reduce()
-        replicated = [g for update in self.updates for g in update.replicated_gradients()]
-        sharded = [g for update in self.updates for g in update.sharded_gradients()]
+        self.replicated.reduce()
+        shards = [update.sharded_gradients() for update in self.updates]
+        replicated, sharded = self.replicated.wait(), [g for gradients in shards for g in gradients]
         norm = self._norm(replicated, sharded)
         if self.clip:
             scale = (self.clip / (norm + 1e-6)).clamp(max=1.0)
             torch._foreach_mul_(replicated + sharded, scale)
-        # Gathers that one group has started travel while the next one computes.
-        for finish in [update.step(moment) for update in self.updates]:
+        # Those with shards first: the gathers that they start travel while the others compute.
+        pairs = zip(self.updates, shards, strict=True)
+        for finish in [update.step(moment) for update, _ in sorted(pairs, key=lambda pair: not pair[1])]:
             finish()
         for parameter in self.parameters:
             parameter.grad = None

@@ -1,13 +1,34 @@
-"""Orthogonalisers: matrices G_NRC -> nearly (semi-)orthogonal matrices of the same shape. N slices, R rows, C columns."""
+"""Orthogonalisers: matrices G_NRC -> nearly (semi-)orthogonal matrices of the same shape. N slices, R rows, C columns.
+
+All are one iteration, X <- a X + (b A + c A^2) X with A = X X^T, on the wide one of X and its transpose. They differ in
+the coefficients, and in how X is brought below a spectral norm of 1 before it or evened out after it.
+"""
 
 from dataclasses import dataclass
 
 import torch
 
+from ..problem import Problem
 from ..sites import OrthogonaliserSite
 
-# a, b, c of X <- a X + (b A + c A^2) X with A = X X^T (Keller Jordan's quintic, as PR #162 runs it).
+TINY = 1e-7  # keeps zero slices at zero
+# (a, b, c). Keller Jordan's quintic, the same at every step, as PR #162 runs it.
 QUINTIC = (3.4445, -4.7750, 2.0315)
+# Polar Express as PR #1344 and PR #1787 run it: one row a step.
+POLAR = (
+    (8.1566, -22.4833, 15.8788),
+    (4.0429, -2.8089, 0.5000),
+    (3.8917, -2.7725, 0.5061),
+    (3.2858, -2.3681, 0.4645),
+    (2.3465, -1.7098, 0.4232),
+)
+# PR #1205's: rows 2 to 5 of another Polar Express; its first row is what the scaling by rows and columns replaces.
+TURBO = (
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+)
 
 
 @dataclass(frozen=True)
@@ -18,12 +39,77 @@ class Quintic(OrthogonaliserSite):
 
     def apply(self, gradient_NRC, dtype):
         """Orthogonalises each slice with products in `dtype`; zero slices stay zero. Returns `dtype`."""
-        a, b, c = QUINTIC
-        x_NRC = gradient_NRC.to(dtype)
-        tall = x_NRC.shape[-2] > x_NRC.shape[-1]
-        x = x_NRC.mT if tall else x_NRC
-        x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
-        for _ in range(self.steps):
-            gram = x @ x.mT
-            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        x, tall = wide(gradient_NRC.to(dtype))
+        x = iterate(x / (torch.linalg.matrix_norm(x, keepdim=True) + TINY), (QUINTIC,) * self.steps)
         return x.mT if tall else x
+
+
+@dataclass(frozen=True)
+class PolarExpress(OrthogonaliserSite):
+    """Five steps with coefficients of their own (PR #1344, PR #1787): nearer to 1 than the fixed quintic brings them.
+
+    X <- G / (1.02 |G|_F + 1e-7): the coefficients were derived for singular values of at most 1 / 1.02, so that
+    the rounding of bfloat16 products does not carry any past the range in which they converge.
+    """
+
+    def apply(self, gradient_NRC, dtype):
+        """Orthogonalises each slice with products in `dtype`; zero slices stay zero. Returns `dtype`."""
+        x, tall = wide(gradient_NRC.to(dtype))
+        x = iterate(x / (1.02 * torch.linalg.matrix_norm(x, keepdim=True) + TINY), POLAR)
+        return x.mT if tall else x
+
+
+@dataclass(frozen=True)
+class Turbo(OrthogonaliserSite):
+    """Turbo-Muon (PR #1205): almost-orthogonal scaling, which lets four steps do, then rows and columns of norm 1.
+
+    A = X X^T; s_i = 1 / (sqrt(sum_j |A_ij|) + 1e-7); X <- diag(s) X and A <- diag(s) A diag(s), with which the first of
+    four steps begins. With `post_norm`, each row of what comes out is divided by its L2 norm + 1e-7, then each column by
+    its own, in float32: the root mean square of the elements is 1 / sqrt(rows).
+    """
+
+    post_norm: bool = True
+
+    def apply(self, gradient_NRC, dtype):
+        """Orthogonalises each slice with products in `dtype`; zero slices stay zero. Returns `dtype`."""
+        x, tall = wide(gradient_NRC.to(dtype))
+        gram = x @ x.mT
+        scale = 1 / (gram.abs().sum(-1, keepdim=True).sqrt() + TINY)
+        x = iterate(scale * x, TURBO, scale * gram * scale.mT)
+        x = x.mT if tall else x
+        if self.post_norm:
+            x = x.float()
+            for dimension in (-1, -2):
+                x = x / (torch.linalg.vector_norm(x, dim=dimension, keepdim=True) + TINY)
+        return x.to(dtype)
+
+
+@dataclass(frozen=True)
+class MuonEqR(OrthogonaliserSite):
+    """Equal rows (PR #1514): each row is divided by max(its L2 norm, 1e-7), in float32, and `then` orthogonalises."""
+
+    then: OrthogonaliserSite = Quintic()
+
+    def __post_init__(self):
+        if isinstance(self.then, MuonEqR):
+            raise Problem("MuonEqR.then is MuonEqR; rows that are equal stay so: take another orthogonaliser")
+
+    def apply(self, gradient_NRC, dtype):
+        """Orthogonalises each slice with products in `dtype`; zero slices stay zero. Returns `dtype`."""
+        g_NRC = gradient_NRC.float()
+        return self.then.apply(g_NRC / torch.linalg.vector_norm(g_NRC, dim=-1, keepdim=True).clamp(min=TINY), dtype)
+
+
+def wide(x_NRC):
+    """The matrices with no more rows than columns, and whether they had to be transposed for it."""
+    tall = x_NRC.shape[-2] > x_NRC.shape[-1]
+    return (x_NRC.mT if tall else x_NRC), tall
+
+
+def iterate(x_NRC, coefficients, gram_NRR=None):
+    """One step for each (a, b, c); `gram_NRR` is X X^T where it is already known."""
+    for a, b, c in coefficients:
+        gram_NRR = x_NRC @ x_NRC.mT if gram_NRR is None else gram_NRR
+        x_NRC = torch.baddbmm(x_NRC, torch.baddbmm(gram_NRR, gram_NRR, gram_NRR, beta=b, alpha=c), x_NRC, beta=a)
+        gram_NRR = None
+    return x_NRC

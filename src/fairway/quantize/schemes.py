@@ -74,8 +74,9 @@ class RowInt(WeightScheme):
     """Symmetric integers with one float16 scale a row (the contest's baseline and PR #162).
 
     Q = 2^(bits-1) - 1; scale = clip / Q in float16; q = round(w / scale) in [-Q, Q]. `clip` is the row's largest
-    magnitude, or the `quantile` of its magnitudes. A weight within its clip comes back within scale / 2 + Q * 2^-25;
-    the second term is the rounding of a subnormal scale and vanishes for scales above 2^-14.
+    magnitude, or the `quantile` of its magnitudes, or `sigmas` of its standard deviations (PR #1394's SDClip: at 12.85
+    for 6 bits nothing is clipped and the codes have 3.3 bits of entropy). A weight within its clip comes back within
+    scale / 2 + Q * 2^-25; the second term is the rounding of a subnormal scale and vanishes for scales above 2^-14.
 
     Scales stop at the smallest positive float16, so a zero row stays zero and a small row keeps its own range. The
     public int8 stops at 1/127, a fixed step that flattens every row with max|w| < 1; that defect is mended here.
@@ -83,6 +84,7 @@ class RowInt(WeightScheme):
 
     bits: int = 6
     quantile: float = 1.0
+    sigmas: float = 0.0  # 0: the clip is by magnitude
 
     def __post_init__(self):
         super().__post_init__()
@@ -90,14 +92,33 @@ class RowInt(WeightScheme):
             raise Problem(f"RowInt.bits is {self.bits}: codes are held in int8, take 2 to 8")
         if not 0 < self.quantile <= 1:
             raise Problem(f"RowInt.quantile is {self.quantile}: take a fraction above 0, up to 1")
+        if self.sigmas < 0 or (self.sigmas and self.quantile < 1):
+            raise Problem(f"RowInt.sigmas is {self.sigmas} beside quantile {self.quantile}: above 0 it goes with quantile=1")
 
     def encode(self, weight, leaf):
+        q_RC, scale_R = self._codes(weight)
+        _refuse_infinite(scale_R, weight, leaf)
+        parts = {"q": q_RC.to(torch.int8).reshape(leaf.shape), "scale": scale_R}
+        return Coded(f"int{self.bits}", leaf.role, leaf.shape, parts)
+
+    def grid(self, weight):
+        q_RC, scale_R = self._codes(weight)
+        return (q_RC * scale_R.float()[:, None]).reshape(weight.shape)
+
+    def _codes(self, weight):
         top = 2 ** (self.bits - 1) - 1
         w_RC = weight.reshape(-1, weight.shape[-1] if weight.dim() else 1)
-        clip_R = _row_clip(w_RC, self.quantile)
-        scale_R = _as_float16(clip_R / top, leaf).clamp(min=LEAST_SCALE)
-        q_RC = (w_RC / scale_R.float()[:, None]).round().clamp(-top, top).to(torch.int8)
-        return Coded(f"int{self.bits}", leaf.role, leaf.shape, {"q": q_RC.reshape(leaf.shape), "scale": scale_R})
+        scale_R = (self._clip(w_RC) / top).half().clamp(min=LEAST_SCALE)
+        return (w_RC / scale_R.float()[:, None]).round().clamp(-top, top), scale_R
+
+    def _clip(self, w_RC):
+        if self.sigmas and w_RC.shape[1] > 1:
+            return self.sigmas * w_RC.std(dim=1)
+        magnitude_RC = w_RC.abs()
+        if self.quantile == 1:
+            return magnitude_RC.amax(dim=1)
+        # torch.quantile refuses more than 16 M elements.
+        return torch.from_numpy(np.quantile(magnitude_RC.cpu().numpy(), self.quantile, axis=1)).float().to(w_RC.device)
 
 
 def part_layout(scheme, shape):
@@ -119,16 +140,12 @@ def decode_coded(coded):
     raise Problem(f"unknown weight scheme {coded.scheme!r}; this file was written by another version of fairway")
 
 
-def _row_clip(w_RC, quantile):
-    magnitude_RC = w_RC.abs()
-    if quantile == 1:
-        return magnitude_RC.amax(dim=1)
-    # torch.quantile refuses more than 16 M elements.
-    return torch.from_numpy(np.quantile(magnitude_RC.numpy(), quantile, axis=1)).float()
-
-
 def _as_float16(values, leaf):
     half = values.half()
+    _refuse_infinite(half, values, leaf)
+    return half
+
+
+def _refuse_infinite(half, values, leaf):
     if half.isinf().any():
         raise Problem(f"{leaf.name} holds {values.abs().max():.6g}, beyond float16 (65504); train it smaller or take RowInt")
-    return half

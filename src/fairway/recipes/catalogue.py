@@ -2,5 +2,9 @@
 
 from .demo import demo
 from .pr162 import pr162
+from .pr864 import pr864
+from .pr1205 import pr1205
+from .pr1514 import pr1514
+from .pr1523 import pr1523
 
-RECIPES = (demo, pr162)
+RECIPES = (demo, pr162, pr864, pr1205, pr1514, pr1523)

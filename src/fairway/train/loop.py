@@ -3,6 +3,7 @@
 import shlex
 import time
 from collections import deque
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from safetensors.torch import save
 
 from ..files import write_bytes
 from ..model.roles import leaf_views
-from ..problem import Interrupted, Problem
+from ..problem import DoesNotHold, Interrupted, Problem
 from ..runfolder import CHECKPOINT, METRICS, WEIGHTS
 from .interrupt import listening
 from .metrics import Metrics
@@ -20,8 +21,9 @@ def train_run(folder, trainer, clock, checkpoint=None, progress=None):
     """Spends a new Trainer's budget; leaves metrics.jsonl and weights.safetensors, the averaged weights by canonical name.
 
     With `checkpoint` (of `read_checkpoint`) it goes on from there. `progress(row, budget)` is called after each flush of
-    the metrics, on rank 0. Returns the trained model and facts for run.json. An interrupt leaves checkpoint.pt and
-    raises Interrupted; one that comes after the last step is ignored, as the weights are about to be written.
+    the metrics, on rank 0. Returns the model with the first average's weights, those of the other averages as
+    [(name, tensors)], and facts for run.json. An interrupt leaves checkpoint.pt and raises Interrupted; one that comes
+    after the last step is ignored, as the weights are about to be written. Inside the clock nothing may be compiled.
     """
     with listening() as interrupt:
         try:
@@ -31,7 +33,8 @@ def train_run(folder, trainer, clock, checkpoint=None, progress=None):
                 trainer.restore(checkpoint)
             metrics = Metrics(Path(folder) / METRICS, trainer.world)
             metrics.rewind(trainer.steps_done)
-            run_steps(trainer, metrics, interrupt, Path(folder), progress)
+            with nothing_compiled(trainer.machine.compiled):
+                run_steps(trainer, metrics, interrupt, Path(folder), progress)
         except torch.OutOfMemoryError as error:
             tokens = trainer.recipe.train.micro_tokens
             raise Problem(
@@ -42,26 +45,52 @@ def train_run(folder, trainer, clock, checkpoint=None, progress=None):
         return finish_training(Path(folder), trainer, clock)
 
 
+@contextmanager
+def nothing_compiled(compiled):
+    """A context in which a step that would have to be compiled anew is an error: warm-up must have seen every graph."""
+    if not compiled:
+        yield
+        return
+    try:
+        with torch.compiler.set_stance("fail_on_recompile"):
+            yield
+    except RuntimeError as error:
+        if "fail_on_recompile" not in str(error):
+            raise
+        reason = " ".join(str(error).split())
+        raise DoesNotHold(f"a step had to be compiled within the clock, which warm-up should have done: {reason}") from error
+
+
 def finish_training(folder, trainer, clock):
-    """Averages, writes the weights, removes the checkpoint. Returns the model and the facts."""
+    """Averages, writes the weights, removes the checkpoint. Returns what `train_run` does."""
     world, train = trainer.world, trainer.recipe.train
     clock.seconds["train"] = trainer.elapsed
-    averages = [average.summary() for average in trainer.averages]
-    with torch.no_grad():
-        for average in trainer.averages[:1]:
-            tensors = average.tensors()
-            for name, parameter in trainer.model.named_parameters():
-                parameter.copy_(tensors[name])
+    summaries = [average.summary() for average in trainer.averages]
+    # Copies, since an average may hand out the parameters themselves, which the first average is put into.
+    kinds = [type(node).__name__ for node in trainer.recipe.average]
+    found = [
+        (kind if kinds.count(kind) == 1 else f"{kind}:{index}", {name: t.clone() for name, t in average.tensors().items()})
+        for index, (kind, average) in enumerate(zip(kinds, trainer.averages, strict=True))
+    ]
+    for _, tensors in found[:1]:
+        put_weights(trainer.model, tensors)
     if world.rank == 0:
         write_bytes(folder / WEIGHTS, save({leaf.name: view.cpu().clone() for leaf, view in leaf_views(trainer.model)}))
         (folder / CHECKPOINT).unlink(missing_ok=True)
     tokens = trainer.steps_done * train.batch_tokens
-    facts = {"steps": trainer.steps_done, "tokens": tokens, "averages": averages, "phases": dict(clock.seconds)}
+    facts = {"steps": trainer.steps_done, "tokens": tokens, "averages": summaries, "phases": dict(clock.seconds)}
     if world.device.type == "cpu":
         facts["threads"] = torch.get_num_threads()
     else:
         facts["peak_memory_bytes"] = torch.cuda.max_memory_allocated(world.device)
-    return trainer.model, facts
+    return trainer.model, found[1:], facts
+
+
+@torch.no_grad()
+def put_weights(model, tensors):
+    """Copies tensors by parameter name into the model."""
+    for name, parameter in model.named_parameters():
+        parameter.copy_(tensors[name])
 
 
 def run_steps(trainer, metrics, interrupt, folder, progress):

@@ -4,6 +4,7 @@ B sequences a micro-batch and rank, T positions.
 """
 
 import zipfile
+from contextlib import ExitStack
 
 import torch
 
@@ -35,6 +36,7 @@ class Trainer:
         self.model = recipe.model.build(seed, machine.activations).to(world.device)
         self.optimizer = self._fresh_optimizer()
         self.averages = [node.build(self.model) for node in recipe.average]
+        self.qat = [node.build(self.model, recipe.quantize) for node in recipe.qat]
         self.loss = self.model.loss
         if machine.compiled:
             self.loss = torch.compile(self.loss, dynamic=False, fullgraph=True)
@@ -50,12 +52,15 @@ class Trainer:
         """One optimiser step. Returns this rank's mean loss and the gradient norm, both on the device."""
         moment = Moment(self.steps_done, progress, multiplier)
         total = torch.zeros((), device=self.world.device)
-        for _ in range(self.micro_steps):
-            x_BT, y_BT = self.batches.next()
-            with attention_backends(self.world.device):
-                loss = self.loss(x_BT, y_BT, phase) / self.micro_steps
-                loss.backward()
-            total += loss.detach()
+        with ExitStack() as bent:
+            for part in self.qat:
+                bent.enter_context(part.bent(moment))
+            for _ in range(self.micro_steps):
+                x_BT, y_BT = self.batches.next()
+                with attention_backends(self.world.device):
+                    loss = self.loss(x_BT, y_BT, phase) / self.micro_steps
+                    loss.backward()
+                total += loss.detach()
         norm = self.optimizer.step(moment)
         for average in self.averages:
             average.after_step(moment)

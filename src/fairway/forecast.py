@@ -1,0 +1,230 @@
+"""What a recipe will cost before any training: parameters, bytes, FLOPs, steps in its budget, memory, scoring.
+
+Nothing here knows a technique: products are seen by running the model, bytes by packing samples, shards by building the
+optimiser. R rows, C columns of a leaf. FLOPs count a multiplication and an addition as two.
+"""
+
+import math
+from collections import Counter
+from dataclasses import replace
+
+import torch
+from torch.nn import functional as F
+
+from .artifact.container import write_container
+from .artifact.program import program_bytes
+from .data.check import CANONICAL_TOKENS
+from .model.roles import leaf_views
+from .node import digest, override, show
+from .optim.optimizer import GroupContext, assign_groups
+from .problem import Problem
+from .quantize.policy import assign_rules
+from .quantize.schemes import part_layout
+from .stages import find_recipe
+from .terminal import print_table
+from .train.dist import World
+
+SAMPLE_WEIGHTS = 2**18  # packed of each role; twice as many change the forecast of pr162 by 0.2 %
+CLOCK_SLICES = 1000
+FLOAT_BYTES = 4
+TRIAL_TOKENS = 2
+
+
+def plan_run(name, settings, ranks, tflops):
+    """The forecast for a recipe with `settings` on `ranks` GPUs that do `tflops` x 10^12 matrix FLOPs a second each."""
+    if ranks < 1 or not 0 < tflops < math.inf:
+        raise Problem(f"--ranks {ranks} --tflops {tflops:g}: give 1 or more GPUs, and more than 0 TFLOP/s each")
+    recipe = override(find_recipe(name), settings)
+    model = recipe.model.build()
+    leaves = [leaf for leaf, _ in leaf_views(model)]
+    by_phase = [6 * sum(products_of(recipe, model, phase).values()) for phase in range(len(model.orders))]
+    attention = [attention_flops(recipe.model, order) for order in model.orders]
+    step_seconds = [flops * recipe.train.batch_tokens / ranks / (tflops * 1e12) for flops in by_phase]
+    steps, seconds = steps_in_budget(recipe.train.budget, recipe.model.plan, step_seconds)
+    targets, read = tokens_scored(recipe)
+    return {
+        "recipe": recipe.name,
+        "ranks": ranks,
+        "tflops": tflops,
+        "parameters": count_by_role(leaves),
+        "bytes": forecast_bytes(recipe, leaves),
+        "flops_per_token": {
+            "plain": by_phase[0], "looped": by_phase[-1], "attention_plain": attention[0], "attention_looped": attention[-1],
+        },
+        "batch_tokens": recipe.train.batch_tokens,
+        "step_seconds": {"plain": step_seconds[0], "looped": step_seconds[-1]},
+        "steps": steps,
+        "training_seconds": seconds,
+        "memory": forecast_memory(recipe, model, ranks),
+        "evaluation": {"targets": targets, "tokens_read": read},
+        "eval_seconds": None if read is None else by_phase[-1] / 3 * read / (ranks * tflops * 1e12),
+        "notes": plan_notes(recipe, ranks, targets),
+    }  # fmt: skip
+
+
+def products_of(recipe, model, phase):
+    """Canonical name -> weights that a token is multiplied with in one forward pass of a plan's phase, visits added up.
+
+    Runs two tokens through the built model. Problem when it does not run, or gives something else than logits.
+    """
+    seen, ids_BT = Counter(), torch.arange(min(TRIAL_TOKENS, recipe.model.sequence))[None] % recipe.model.vocab
+
+    def record(x, weight, name):
+        seen[name] += weight.numel() * (x.numel() // x.shape[-1]) // ids_BT.numel()
+        return F.linear(x, weight)
+
+    try:
+        with torch.no_grad():
+            z_BTV = model(ids_BT, phase, linear=record)
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise Problem(f"the model does not run ({type(error).__name__}: {str(error).splitlines()[0]})") from error
+    if z_BTV.shape[-1] != recipe.model.vocab:
+        raise Problem(
+            f"the head gives {z_BTV.shape[-1]} numbers a token, not a logit for each of {recipe.model.vocab} pieces"
+        )
+    return seen
+
+
+def attention_flops(model, order):
+    """FLOPs a token of q k^T and of the sum over values, forward and backward: 12 x average keys x H K a visit of a block.
+
+    `model` is the node: position t of a whole window attends to t + 1 keys, so (T + 1) / 2 on average.
+    """
+    return 6 * (model.sequence + 1) * model.width * (len(order.encoder) + len(order.decoder))
+
+
+def count_by_role(leaves):
+    """Parameters: total, by_role (both sum up), and refined: the leaves' own roles, as matrix.key."""
+    by_role, refined = Counter(), Counter()
+    for leaf in leaves:
+        by_role[leaf.role.split(".")[0]] += math.prod(leaf.shape)
+        refined[leaf.role] += math.prod(leaf.shape)
+    return {"total": by_role.total(), "by_role": dict(by_role), "refined": dict(refined)}
+
+
+def forecast_bytes(recipe, leaves):
+    """The two files' bytes against the cap: code as it is built, weights as if they were Gaussian."""
+    code, weights = len(program_bytes(show(recipe))), forecast_weights(recipe, leaves)
+    total = code + weights
+    return {"forecast": total, "code": code, "weights": weights, "cap": recipe.cap, "left": recipe.cap - total}
+
+
+def forecast_weights(recipe, leaves):
+    """Bytes of model.bin: Gaussian rows of every leaf in the recipe's container, each section scaled up to its full size."""
+    rules, totals, draw = assign_rules(leaves, recipe.quantize), Counter(), torch.Generator().manual_seed(0)
+    for leaf in leaves:
+        totals[leaf.role] += math.prod(leaf.shape)
+    codes, whole, sampled = {}, Counter(), Counter()
+    for leaf in leaves:
+        part = _sample_of(leaf, min(1.0, SAMPLE_WEIGHTS / totals[leaf.role]))
+        coded = rules[leaf.name].encode(torch.randn(part.shape, generator=draw) * 0.05, part)
+        codes[leaf.name] = coded
+        for name, tensor in coded.parts.items():
+            dtype, shape = part_layout(coded.scheme, leaf.shape)[name]
+            whole[leaf.role, name] += math.prod(shape) * dtype.itemsize
+            sampled[leaf.role, name] += tensor.nbytes
+    _, owners = write_container(codes, recipe.codec, digest(recipe))
+    return round(sum(one["bytes"] * _growth(whole, sampled, (one["owner"], one["kind"])) for one in owners))
+
+
+def _sample_of(leaf, fraction):
+    # At least one row of each, so that every name and shape stands in the header.
+    if len(leaf.shape) < 2 or fraction == 1:
+        return leaf
+    rows_R = math.prod(leaf.shape[:-1])
+    return replace(leaf, shape=(max(1, round(rows_R * fraction)), leaf.shape[-1]))
+
+
+def _growth(whole, sampled, section):
+    return whole[section] / sampled[section] if sampled[section] else 1.0
+
+
+def steps_in_budget(budget, plan, step_seconds):
+    """(steps, seconds on the clock) until the budget is spent, a step of each phase of `plan` taking its `step_seconds`.
+
+    Walks the clock in a thousand slices, since the plan may change its phase at any fraction.
+    """
+    steps = seconds = 0.0
+    for number in range(CLOCK_SLICES):
+        pace = step_seconds[plan.phase((number + 0.5) / CLOCK_SLICES)]
+        end, ahead = (number + 1) / CLOCK_SLICES, math.inf
+        if budget.seconds:
+            ahead = min(ahead, (end * budget.training_seconds - seconds) / pace)
+        if budget.steps:
+            ahead = min(ahead, end * budget.steps - steps)
+        steps, seconds = steps + max(ahead, 0.0), seconds + max(ahead, 0.0) * pace
+    return math.ceil(steps - 1e-6), seconds
+
+
+def forecast_memory(recipe, model, ranks):
+    """Bytes that one of `ranks` GPUs holds apart from activations: float32 masters, gradients, moments, averages."""
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    world, moments = World(0, ranks, torch.device("cpu")), 0
+    for group, members in zip(recipe.optim, assign_groups(model, recipe.optim), strict=True):
+        replicated = {id(parameter) for parameter in group.build(GroupContext(members, world, torch.float32)).replicated}
+        for parameter in members.values():
+            moments += group.moments * (parameter.numel() if id(parameter) in replicated else _shard(parameter, ranks))
+    floats = {
+        "parameters": parameters,
+        "gradients": parameters,
+        "optimiser": moments,
+        "averages": parameters * sum(average.copies for average in recipe.average),
+    }
+    held = {name: FLOAT_BYTES * count for name, count in floats.items()}
+    return held | {"total": sum(held.values())}
+
+
+def _shard(parameter, ranks):
+    # A bank is dealt out by slices, padded to a multiple of the ranks.
+    return math.ceil(parameter.shape[0] / ranks) * parameter[0].numel()
+
+
+def tokens_scored(recipe):
+    """(targets, tokens read in all windows) of the contest's validation; (None, None) for another vocabulary."""
+    if recipe.model.vocab not in CANONICAL_TOKENS:
+        return None, None
+    targets = recipe.evaluate.scored_targets(CANONICAL_TOKENS[recipe.model.vocab] + 1)
+    return targets, int(recipe.evaluate.windows.plan(targets).length.sum())
+
+
+def plan_notes(recipe, ranks, targets):
+    """Lines on what the figures assume, or cannot say."""
+    notes = []
+    try:
+        recipe.train.micro_steps(ranks, recipe.model.sequence)
+    except Problem as problem:
+        notes.append(f"does not train on {ranks} ranks as it is: {problem}")
+    if targets is None:
+        known = " and ".join(map(str, CANONICAL_TOKENS))
+        notes.append(
+            f"no forecast of scoring: the contest's validation is known at {known} pieces, not {recipe.model.vocab}"
+        )
+    return notes
+
+
+def print_plan(plan):
+    """The forecast as tables, and what it rests on."""
+    parameters, size, flops, held = plan["parameters"], plan["bytes"], plan["flops_per_token"], plan["memory"]
+    rows = [(role, f"{count:,}") for role, count in parameters["refined"].items()]
+    print_table(plan["recipe"], ("parameters", ""), [*rows, ("total", f"{parameters['total']:,}")])
+    rows = [(name, f"{size[key]:,}") for name, key in (("train_gpt.py", "code"), ("model.bin, forecast", "weights"))]
+    rows += [("total", f"{size['forecast']:,}"), (f"left of {size['cap']:,}", f"{size['left']:,}")]
+    print_table("\nbytes, Gaussian weights", ("", ""), rows)
+    rows = [
+        ("matrix MFLOP a token", *(f"{flops[key] / 1e6:.1f}" for key in ("plain", "looped"))),
+        ("attention MFLOP a token", *(f"{flops[key] / 1e6:.1f}" for key in ("attention_plain", "attention_looped"))),
+        ("ms a step", *(f"{1000 * plan['step_seconds'][key]:.1f}" for key in ("plain", "looped"))),
+    ]
+    print_table("\ntraining", ("", "first phase", "last phase"), rows)
+    rows = [(name, f"{count / 2**20:,.1f}") for name, count in held.items()]
+    print_table(f"\nMiB on each of {plan['ranks']} GPUs, without activations", ("", ""), rows)
+    print(
+        f"\n{plan['steps']:,} steps of {plan['batch_tokens']:,} tokens in {plan['training_seconds']:.1f} s of training",
+        end="",
+    )
+    print("" if plan["eval_seconds"] is None else f"; {plan['eval_seconds']:.1f} s to score the contest's validation")
+    print(f"assumed: {plan['ranks']} GPUs at {plan['tflops']:g} matrix TFLOP/s each, attention's FLOPs not counted", end="")
+    print(" (public logs of PR #1523 imply 215 on an H100)")
+    if size["left"] < 0:
+        print(f"over the cap by {-size['left']:,} bytes if weights were Gaussian; those of pr162 once trained took 3 % less")
+    print(*plan["notes"], sep="\n", end="\n" if plan["notes"] else "")

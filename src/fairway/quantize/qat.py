@@ -1,0 +1,97 @@
+"""Site `qat`: training that computes with the weights as they will be packed. N slices of a bank, R rows, C columns."""
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from ..model.roles import Part, leaf_views, role_matches
+from ..problem import Problem
+from ..sites import QATSite
+from .policy import assign_rules
+
+
+@dataclass(frozen=True)
+class LateQAT(QATSite):
+    """Quantisation-aware training near the end, straight through, on the exact grid that `fairway pack` will use.
+
+    It is on from the fraction `after` of the budget (PR #864: 0.85), or while the rate's factor is under `below`
+    (PR #1205: 0.15, with after=1.0). For each step the masters give way to what their rule in `quantize` would decode
+    to, forward and backward run on that, and the masters come back to receive the gradient (Bengio et al. 2013).
+
+    So it acts on banks and plain matrices alike, needs no graph of its own, and cannot be folded away by the compiler.
+    #864's never reached the banks; #1205's rounded with a sigmoid to a grid of another range than it shipped.
+    """
+
+    after: float = 0.85
+    below: float = 0.0
+    roles: tuple[str, ...] = ("matrix", "projection")
+
+    def __post_init__(self):
+        if not 0 <= self.after <= 1 or not 0 <= self.below <= 1:
+            raise Problem(f"LateQAT after {self.after} or below {self.below}: both are fractions, take 0 to 1")
+
+    def build(self, model, policy):
+        return LateQATState(self, model, policy)
+
+
+class LateQATState:
+    """The parameters that are bent, and which of their slices each rule rounds."""
+
+    def __init__(self, node, model, policy):
+        self.node = node
+        rules = assign_rules([leaf for leaf, _ in leaf_views(model)], policy)
+        self.bends = []  # (parameter, [(first slice, one past the last, rule)])
+        self.masters = None
+        for module in model.modules():
+            for attribute, (role, leaves) in module.owned.items() if isinstance(module, Part) else ():
+                parameter = getattr(module, attribute)
+                if not any(role_matches(role, one) for one in node.roles):
+                    continue
+                if isinstance(leaves, str):
+                    spans = [(0, len(parameter), rules[leaves])]
+                else:
+                    spans = _spans([rules[name] for name, _, _ in leaves])
+                probe = torch.zeros(1, 1)
+                if spans := [span for span in spans if span[2].grid(probe) is not None]:
+                    self.bends.append((parameter, spans))
+        if not self.bends:
+            raise Problem(
+                f"LateQAT finds no parameter of roles {node.roles} that `quantize` rounds to integers; leave LateQAT out,"
+                " or give `quantize` a rule that does, as RowInt"
+            )
+
+    def on(self, moment):
+        """Whether the step of `moment` is taken on the grid."""
+        return moment.progress >= self.node.after or moment.multiplier < self.node.below
+
+    @contextmanager
+    def bent(self, moment):
+        """A context in which the parameters hold their rounded values; masters are back afterwards, also after a fault."""
+        if not self.on(moment):
+            yield
+            return
+        with torch.no_grad():
+            if self.masters is None:
+                self.masters = [torch.empty_like(parameter) for parameter, _ in self.bends]
+            for master, (parameter, spans) in zip(self.masters, self.bends, strict=True):
+                master.copy_(parameter)
+                for first, end, rule in spans:
+                    parameter[first:end] = rule.grid(master[first:end])
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for master, (parameter, _) in zip(self.masters, self.bends, strict=True):
+                    parameter.copy_(master)
+
+
+def _spans(rules):
+    """[(first, one past the last, rule)] of neighbours that share a rule."""
+    spans = []
+    for index, rule in enumerate(rules):
+        if spans and spans[-1][2] == rule:
+            spans[-1] = (spans[-1][0], index + 1, rule)
+        else:
+            spans.append((index, index + 1, rule))
+    return spans

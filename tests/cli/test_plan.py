@@ -1,0 +1,233 @@
+"""The forecast of `fairway plan`, against figures worked out by hand and against what a real run would do."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fairway import forecast
+from fairway.artifact.container import write_container
+from fairway.artifact.program import program_bytes
+from fairway.forecast import forecast_weights, plan_run, steps_in_budget
+from fairway.model.plan import Straight
+from fairway.node import digest, drop, override, show
+from fairway.optim.schedule import Budget
+from fairway.quantize.policy import quantise
+from fairway.recipes.catalogue import RECIPES
+from fairway.recipes.demo import demo
+from fairway.stages import find_recipe, model_leaves
+from train.tiny import MODEL, SETTINGS, tiny
+
+
+@pytest.fixture(scope="module")
+def pr162():
+    return plan_run("pr162", (), 8, 215.0)
+
+
+def test_matrix_flops_of_pr162_are_six_for_each_weight_that_a_token_meets(pr162):
+    # Nine blocks of 2 x 512 x 512 + 2 x 256 x 512 + 2 x 1536 x 512, the bigram's projection, the tied head.
+    weights = 9 * (2 * 512 * 512 + 2 * 256 * 512 + 2 * 1536 * 512) + 512 * 128 + 1024 * 512
+    assert weights == 21_233_664 + 65_536 + 524_288
+    flops = pr162["flops_per_token"]
+    assert flops["plain"] == flops["looped"] == 6 * weights
+
+
+def test_attention_flops_are_counted_apart_at_half_a_window_of_keys(pr162):
+    products = 2  # q k^T and the sum over values
+    by_hand = 9 * products * 3 * 2 * (2049 / 2) * 8 * 64
+    flops = pr162["flops_per_token"]
+    assert flops["attention_plain"] == flops["attention_looped"] == by_hand
+
+
+def test_parameters_sum_to_the_total_by_role_and_by_refined_role(pr162):
+    parameters = pr162["parameters"]
+    assert parameters["total"] == 22_368_841
+    assert parameters["by_role"] == {
+        "embedding": 524_288, "table": 524_288, "projection": 65_536, "scalar": 21_065, "matrix": 21_233_664,
+    }  # fmt: skip
+    assert sum(parameters["by_role"].values()) == sum(parameters["refined"].values()) == parameters["total"]
+    assert parameters["refined"]["matrix.key"] == 9 * 256 * 512
+
+
+def test_memory_of_pr162_on_eight_ranks_is_that_of_padded_bank_shards(pr162):
+    # 18 slices over 8 ranks are 3 on each, 9 are 2; the projection is no bank, and AdamW holds two moments whole.
+    muon = 3 * 512 * 512 + 3 * 256 * 512 + 2 * 2 * 1536 * 512 + 512 * 128
+    adamw = 2 * (524_288 + 524_288 + 21_065)
+    held = pr162["memory"]
+    assert held["optimiser"] == 4 * (muon + adamw)
+    assert held["parameters"] == held["gradients"] == held["averages"] == 4 * 22_368_841
+    assert held["total"] == sum(count for name, count in held.items() if name != "total")
+
+
+def test_one_rank_holds_every_moment_and_each_average_adds_a_copy():
+    recipe = find_recipe("pr162")
+    model = recipe.model.build()
+    assert forecast.forecast_memory(recipe, model, 1)["optimiser"] == 4 * (22_368_841 + 524_288 + 524_288 + 21_065)
+    bare = replace(recipe, average=())
+    assert forecast.forecast_memory(bare, model, 1)["averages"] == 0
+    twice = replace(recipe, average=recipe.average * 2)
+    assert forecast.forecast_memory(twice, model, 1)["averages"] == 2 * 4 * 22_368_841
+
+
+def test_scoring_reads_every_window_forward_through_every_weight(pr162):
+    windows = 1 + (62_021_632 - 2048) // 64
+    assert pr162["evaluation"] == {"targets": 62_021_632, "tokens_read": windows * 2048}
+    by_hand = windows * 2048 * 2 * 21_823_488 / (8 * 215e12)
+    assert pr162["eval_seconds"] == pytest.approx(by_hand)
+
+
+def test_a_step_takes_its_matrix_flops_at_the_assumed_rate(pr162):
+    seconds = 6 * 21_823_488 * 98_304 / 215e12
+    assert pr162["step_seconds"]["plain"] == pytest.approx(seconds)
+    assert pr162["steps"] == math.ceil(600 / seconds)
+    assert plan_run("pr162", (), 4, 430.0)["steps"] == pr162["steps"]
+
+
+def test_the_looped_recipe_has_the_flops_and_the_steps_of_its_public_log():
+    functions = {function.__name__: function for function in RECIPES}
+    if "pr1523" not in functions:
+        pytest.skip("no such recipe yet")
+    plan = plan_run("pr1523", (), 8, 215.0)
+    assert round(plan["flops_per_token"]["plain"] / 1e6, 1) == 215.5
+    assert round(plan["flops_per_token"]["looped"] / 1e6, 1) == 319.3
+    attention = plan["flops_per_token"]
+    assert attention["attention_looped"] * 11 == attention["attention_plain"] * 17
+    assert plan["steps"] == pytest.approx(4705, rel=0.01)
+
+
+class TwoPhases(Straight):
+    """Another pace from 0.4 on."""
+
+    def phase(self, progress):
+        return int(progress >= 0.4)
+
+
+def walked(budget, plan, paces):
+    """Steps and seconds, one step at a time: what a run does."""
+    step = elapsed = 0
+    while (done := budget.progress(step, elapsed)) < 1:
+        step, elapsed = step + 1, elapsed + paces[plan.phase(done)]
+    return step, elapsed
+
+
+@pytest.mark.parametrize(
+    "budget, by_hand",
+    [
+        (Budget(0, 100.0), (70, 100)),  # 40 s of 1 s, 60 s of 2 s
+        (Budget(0, 100.0, 20.0), (56, 80)),
+        (Budget(100, 0.0), (100, 160)),
+        (Budget(1000, 100.0), (70, 100)),
+        (Budget(50, 100.0), (50, 80)),  # 20 steps of 1 s are two fifths of the steps
+        (Budget(60, 90.0), (57, 90)),  # 24 steps of 1 s, then the clock ends first
+    ],
+)
+def test_steps_in_the_budget_weigh_each_phase_by_its_share_of_the_clock(budget, by_hand):
+    paces = (1.0, 2.0)
+    steps, seconds = steps_in_budget(budget, TwoPhases(), paces)
+    assert (steps, seconds) == pytest.approx(by_hand, rel=1e-9)
+    assert (steps, seconds) == pytest.approx(walked(budget, TwoPhases(), paces), abs=2)
+
+
+def gaussian_container(recipe, leaves):
+    draw = torch.Generator().manual_seed(7)
+    weights = {leaf.name: torch.randn(leaf.shape, generator=draw) * 0.05 for leaf in leaves}
+    data, _ = write_container(quantise(weights, leaves, recipe.quantize), recipe.codec, digest(recipe))
+    return len(data)
+
+
+@pytest.mark.parametrize("recipe, sample", [(tiny(), 2**19), (demo(), 2**19), (demo(), 2**16)])
+def test_forecast_weights_are_those_of_a_real_pack_of_gaussian_weights(monkeypatch, recipe, sample):
+    monkeypatch.setattr(forecast, "SAMPLE_WEIGHTS", sample)
+    leaves = model_leaves(recipe)
+    tolerance = 0.01 if sample == 2**19 else 0.05
+    assert forecast_weights(recipe, leaves) == pytest.approx(gaussian_container(recipe, leaves), rel=tolerance)
+
+
+def test_the_forecast_of_pr162_is_near_what_a_trained_one_weighed(pr162):
+    # model.bin of a short training, 15,517,313 bytes with the program of that day (109,176).
+    assert pr162["bytes"]["weights"] == pytest.approx(15_517_313 - 109_176, rel=0.05)
+
+
+def test_bytes_are_the_program_as_built_and_the_weights_against_the_cap(fairway_here):
+    recipe = override(find_recipe("demo"), ["cap=1000000"])
+    code, out, errors = fairway_here("plan", "demo", "--json", "--set", "cap=1000000")
+    size = json.loads(out)["bytes"]
+    assert (code, errors) == (0, [])
+    assert size["code"] == len(program_bytes(show(recipe)))
+    assert size["forecast"] == size["code"] + size["weights"] == 1_000_000 - size["left"]
+    code, out, _ = fairway_here("plan", "demo", "--set", "cap=1000000")
+    assert code == 0 and f"over the cap by {-size['left']:,} bytes" in out
+
+
+def test_json_has_the_keys_that_scripts_may_rely_on(fairway_here):
+    # More than one --set counts.
+    arguments = [
+        "plan",
+        "demo",
+        "--json",
+        "--ranks",
+        1,
+        "--tflops",
+        1e-3,
+        "--set",
+        *SETTINGS,
+        "--set",
+        "train.budget.steps=0",
+    ]
+    code, out, errors = fairway_here(*arguments)
+    assert (code, errors) == (0, [])
+    plan = json.loads(out)
+    assert plan["parameters"].keys() >= {"total", "by_role"} and plan["bytes"].keys() >= {"forecast", "code"}
+    assert plan["flops_per_token"].keys() >= {"plain", "looped"}
+    # 150 s of 10^9 FLOP/s.
+    assert plan["steps"] == math.ceil(150e9 / (plan["flops_per_token"]["plain"] * 256))
+    assert plan["eval_seconds"] is None and "300" in plan["notes"][-1]
+
+
+def test_the_tables_name_what_was_assumed(fairway_here):
+    code, out, errors = fairway_here("plan", "demo", "--ranks", 2, "--tflops", 100, "--set", *MODEL)
+    assert (code, errors) == (0, [])
+    lines = out.splitlines()
+    assert lines[0] == "demo" and "MiB on each of 2 GPUs, without activations" in lines
+    assert any(line.startswith("assumed: 2 GPUs at 100 matrix TFLOP/s each") for line in lines)
+    assert any(line.startswith("240 steps of 4,096 tokens in ") for line in lines)
+    assert any(
+        line.startswith("does not train on 2 ranks as it is: train.batch_tokens=4096 is not a mult") for line in lines
+    )
+    assert lines[-1].startswith("no forecast of scoring: ")
+
+
+def head_without(name):
+    kept = [type(node) for node in demo().model.head if type(node).__name__ != name]
+    return "model.head=(" + "".join(f"{kind.__name__}()," for kind in kept) + ")"
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (["--ranks", 0], "--ranks 0 --tflops 215: give 1 or more GPUs"),
+        (["--tflops", 0], "more than 0 TFLOP/s"),
+        (["--tflops", "nan"], "more than 0 TFLOP/s"),
+        (["--set", head_without("TiedHead")], "the head gives 160 numbers a token, not a logit for each of 1024 pieces"),
+        (["--set", "model.inputs=()", "model.head=()"], "the model does not run ("),
+        (["--set", "quantize=(KeepFloat16(role='scalar'),)"], "no rule quantises token.table"),
+        (["--set", "optim.Muon.roles=('matrix',)"], "0 optimiser groups take"),
+    ],
+)
+def test_a_recipe_that_cannot_be_planned_is_one_line(fairway_here, arguments, says):
+    code, out, errors = fairway_here("plan", "demo", *arguments)
+    assert (code, out, len(errors)) == (2, "", 1) and says in errors[0]
+
+
+def test_products_are_seen_wherever_they_are_taken():
+    whole, model = find_recipe("demo"), find_recipe("demo").model
+    bigram = type(model.inputs[1])
+    with_it, less = (plan["flops_per_token"]["plain"] for plan in (plan_of(whole), plan_of(drop(whole, bigram))))
+    assert with_it - less == 6 * 128 * 160
+
+
+def plan_of(recipe):
+    model = recipe.model.build()
+    return {"flops_per_token": {"plain": 6 * sum(forecast.products_of(recipe, model, 0).values())}}
