@@ -33,6 +33,7 @@ def ablate(name, data, out, seed, steps, seconds, settings, only, terminal):
     """Trains the recipe whole, then once without each technique, into run folders in `out`; returns ablation.json's content.
 
     What has ended there is not run again and what was interrupted goes on, so the same command can be given again.
+    Techniques are the nodes in the tuples of `model` and in `qat`; what stands alone at its site cannot be left out.
     All runs share one seed, and a technique left out leaves the other initial values as they are: runs are pairs. Yet
     one seed's difference that is below the spread between seeds (for the contest's recipes 0.0006 to 0.0009 bpb) proves
     nothing: repeat with other seeds.

@@ -66,8 +66,8 @@ class PlanCommand(CommandBase):
     """a recipe's name, or a recipe.py"""
     ranks: int = 8
     """GPUs to train and score on"""
-    tflops: float = 215.0
-    """assumed 10^12 matrix FLOPs a second and GPU; public logs of PR #1523 imply 215 on an H100"""
+    tflops: float = 250.0
+    """assumed 10^12 FLOPs a second and GPU, of matrices and attention; public logs imply 227 to 289 on an H100"""
     set: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
     """path=value ...: fields of the recipe, as in train.clip=1.0"""
 
@@ -140,7 +140,7 @@ class TrainCommand(CommandBase):
     steps: int | None = None
     """stop after so many steps"""
     seconds: float | None = None
-    """stop after so many seconds of training"""
+    """stop after so many seconds of training, with none reserved"""
     set: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
     """path=value ...: fields of the recipe, as in train.clip=1.0"""
 
@@ -196,7 +196,9 @@ class ScoreCommand(CommandBase):
 
 @dataclass(frozen=True, kw_only=True)
 class AblateCommand(CommandBase):
-    """Trains a recipe whole and without each of its techniques; the same command again goes on where it was stopped."""
+    """Trains a recipe whole, then without each technique that stands in a list of its model, or in qat.
+
+    What stands alone at its place (mlp, join, plan) can be exchanged by --set, not left out. Given again, it goes on."""
 
     name: tyro.conf.Positional[str]
     """a recipe's name, or a recipe.py"""

@@ -77,7 +77,7 @@ def print_run(run):
     rows += [(f"seconds of {phase}", f"{seconds:.1f}") for phase, seconds in run["phases"].items()]
     rows += [(f"bpb, {stage}", f"{value:.4f}") for stage, value in run.get("bpb", {}).items()]
     print_table(f"{run['recipe']} seed {run['seed']} on {run['device']} x {run['world_size']}", ("", ""), rows)
-    print(*run["averages"], sep="\n")
+    print(*run["averages"], *run["qat"], sep="\n")
 
 
 def print_ledger(ledger):

@@ -99,7 +99,8 @@ class SchemeSite(Node):
 
 
 class QATSite(Node):
-    """qat: build(model, policy) -> an object with bent(moment), a context in which weights are as they will be packed."""
+    """qat: build(model, policy) -> an object with bent(moment), a context in which weights are as they will be packed,
+    summary() -> a line, state(), restore(state), and `floats`, the numbers it keeps beside the model."""
 
 
 class EvaluationSite(Node):

@@ -52,7 +52,7 @@ def read_recipe(path):
 
 
 def with_budget(recipe, steps, seconds):
-    """The recipe with its whole budget replaced by a number of steps, or by seconds."""
+    """The recipe with its whole budget replaced by a number of steps, or by seconds of training: nothing is reserved."""
     if steps is None and seconds is None:
         return recipe
     if steps is not None and seconds is not None:
@@ -63,8 +63,11 @@ def with_budget(recipe, steps, seconds):
     return replace(recipe, train=replace(recipe.train, budget=budget))
 
 
-def check_recipe(recipe, dataset):
-    """Problem for what would only be found after training: a leaf without a scheme, windows that cannot score."""
+def check_recipe(recipe, dataset=None):
+    """Problem for what would only be found after training: a leaf without a scheme, windows that cannot score.
+
+    With a dataset also for too few validation tokens.
+    """
     if not recipe.model.inputs or not recipe.model.head:
         raise Problem("model.inputs and model.head must hold something: token ids come in, logits go out")
     window, sequence = recipe.evaluate.windows.length, recipe.model.sequence
@@ -75,7 +78,8 @@ def check_recipe(recipe, dataset):
     if len(recipe.qat) > 1:
         raise Problem(f"{len(recipe.qat)} nodes stand in `qat`, and each would undo the one before; leave one")
     assign_rules(model_leaves(recipe), recipe.quantize)
-    if tokens := sum(shard["tokens"] for shard in dataset.manifest["shards"] if shard["split"] == "val"):
+    shards = dataset.manifest["shards"] if dataset else []
+    if tokens := sum(shard["tokens"] for shard in shards if shard["split"] == "val"):
         recipe.evaluate.scored_targets(tokens)
 
 
@@ -157,7 +161,9 @@ def _train_to_the_end(world, folder, recipe, dataset, trainer, clock, threads, t
             with terminal.progress(f"score the {name}") as bar:
                 ((_, scored, _),) = score_stages(predict, dataset, plain, clock, world, "validate", bar)
             found[name] = scored.bpb
-        results |= {"bpb": found, "phases": dict(clock.seconds)}
+            results |= {"bpb": found, "phases": dict(clock.seconds)}
+            if world.rank == 0:
+                update_run(folder, results)
     return update_run(folder, results) if world.rank == 0 else results
 
 

@@ -101,6 +101,7 @@ def test_the_gradient_is_that_at_the_rounded_weights_and_is_the_masters():
         (LateQAT(after=1.0, below=0.15), (False, True)),
         (LateQAT(after=1.0, below=0.05), (False, False)),
         (LateQAT(after=1.0, below=0.6), (False, True)),
+        (LateQAT(after=0.0), (True, True)),
     ],
 )
 def test_it_begins_at_a_fraction_of_the_budget_or_under_a_rate(node, on):
@@ -140,10 +141,31 @@ def test_nothing_to_round_is_said(policy, roles, says):
         qat(MODEL.build(0), LateQAT(roles=roles), policy)
 
 
-@pytest.mark.parametrize("fields", [{"after": 1.5}, {"after": -0.1}, {"below": 2.0}])
-def test_what_is_no_fraction_is_refused(fields):
-    with pytest.raises(Problem, match="both are fractions"):
+@pytest.mark.parametrize(
+    "fields, says",
+    [
+        ({"after": 1.5}, "both are fractions"),
+        ({"after": -0.1}, "both are fractions"),
+        ({"below": 2.0}, "both are fractions"),
+        ({"after": 1.0}, "never begins"),
+        ({"roles": ("matrix", "projectoin")}, "names 'projectoin', no role"),
+    ],
+)
+def test_what_is_no_fraction_never_begins_or_names_no_role_is_refused(fields, says):
+    with pytest.raises(Problem, match=says):
         LateQAT(**fields)
+
+
+def test_it_says_since_when_and_remembers_it():
+    state = qat(randomise(MODEL.build(0)))
+    assert state.summary() == "late QAT never began" and state.floats == sum(p.numel() for p, _ in state.bends)
+    for moment in (EARLY, LATE, Moment(10, 0.95, 0.05)):
+        with state.bent(moment):
+            pass
+    assert state.summary() == "late QAT from step 10 on"
+    other = qat(randomise(MODEL.build(0)))
+    other.restore(state.state())
+    assert other.summary() == state.summary()
 
 
 def test_two_of_them_are_refused(tiny_data):

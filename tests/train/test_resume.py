@@ -85,6 +85,27 @@ def test_sigterm_and_then_ctrl_c_in_the_resumed_run_change_nothing(tiny_data, tm
     assert curve(run) == curve(same) and weights(run) == weights(same)
 
 
+# The interrupt comes after some ten of the steps: a loop that has begun, weights that are being rounded.
+EVERYTHING = (
+    "model.plan=Loop(first=1, last=1, passes=2, starts_at=0.02, skip=LerpSkip())", "qat=(LateQAT(after=0.03),)",
+    "average=(EMA(decay=0.9), SWA(below=2.0, every=4, of=EMA(decay=0.9)), LastWeights())",
+    "optim.Muon.orthogonaliser=Turbo()", "optim.Muon.decay_last=true",
+    "optim.Muon.decay=DecaySchedule(points=((0.0, 1.0), (0.5, 2.0), (1.0, 0.5)), follows_rate=False)",
+)  # fmt: skip
+
+
+def test_recurrence_late_qat_and_averages_of_averages_go_on_to_the_same_bits(fairway_here, tiny_data, tmp_path, whole):
+    run = tmp_path / "run"
+    code, _, errors = interrupt(begin(*train_arguments(tiny_data, run, *EVERYTHING, steps=STEPS)), run, 10)
+    assert code == 130, errors
+    assert fairway_here("train", "--resume", run)[0] == 0
+    straight = whole(*EVERYTHING)
+    assert curve(run) == curve(straight) and weights(run) == weights(straight)
+    one, other = (json.loads((folder / "run.json").read_text()) for folder in (run, straight))
+    assert one["bpb"] == other["bpb"] and one["bpb"].keys() == {"weights", "SWA", "LastWeights"}
+    assert one["qat"] == other["qat"] == ["late QAT from step 6 on"]
+
+
 def test_lines_written_after_the_checkpoint_are_taken_back(fairway_here, copy):
     done = len(rows(copy))
     with open(copy / "metrics.jsonl", "a") as metrics:

@@ -242,6 +242,13 @@ def test_a_graph_that_warm_up_has_not_seen_ends_the_run_with_one_line(compiling,
     assert not (tmp_path / "weights.safetensors").exists()
 
 
+def test_without_a_warm_up_the_steps_compile_as_they_come(trainer, compiling, tmp_path):
+    cold = trainer(LOOP, "train.warmup_steps=0", "train.budget=Budget(steps=4, seconds=0.0)")
+    before = graphs()
+    *_, facts = train_run(tmp_path, cold, Clock())
+    assert facts["steps"] == 4 and graphs() == before + 2
+
+
 def test_another_fault_within_the_clock_is_not_taken_for_a_compilation():
     with pytest.raises(RuntimeError, match="mine"), nothing_compiled(True):
         raise RuntimeError("mine")

@@ -64,7 +64,10 @@ class SoftcapModule(Part):
 
 @dataclass(frozen=True)
 class AsymmetricSoftcap(HeadSite):
-    """c+ tanh(z / c+) above zero, c- tanh(z / c-) below, in float32; both caps are learned, `cap` at init (PR #1923)."""
+    """c+ tanh(z / c+) above zero, c- tanh(z / c-) below, in float32; `cap` at init (PR #1923).
+
+    Both caps are learned in training; #1923 froze them there and moved them in test-time training only.
+    """
 
     cap: float = 30.0
 

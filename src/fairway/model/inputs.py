@@ -46,7 +46,6 @@ class BigramHash(InputSite):
     dim: int = 128
     scale: float = 0.05
     gain: float | None = None
-    gain: float | None = None  # of the projection's orthogonal start; None: 1 / sqrt(2 layers), as a residual's output
 
     def __post_init__(self):
         if self.buckets < 2 or self.dim < 1:
@@ -95,8 +94,8 @@ class EngramLite(InputSite):
     std: float = 0.01
 
     def __post_init__(self):
-        if self.buckets < 1 or self.dim < 1:
-            raise Problem(f"EngramLite of {self.buckets} buckets, {self.dim} wide: take 1 or more of each")
+        if self.buckets < 1 or self.dim < 1 or self.std < 0:
+            raise Problem(f"EngramLite of {self.buckets} buckets, {self.dim} wide, std {self.std}: take 1, 1, 0 or more")
 
     def build(self, context):
         return EngramLiteModule(context, self)

@@ -82,6 +82,10 @@ class TwoLane(JoinSite):
     first: int
     merge: float = 0.5
 
+    def __post_init__(self):
+        if not 0 <= self.merge <= 1:
+            raise Problem(f"TwoLane.merge is {self.merge}; it is lane 0's share at the start, take 0 to 1")
+
     def build(self, context):
         plan = "this plan" if context.model is None else type(context.model.plan).__name__
         for order in context.orders:

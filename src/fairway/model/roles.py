@@ -76,15 +76,15 @@ def parameter_roles(model):
 
 def leaf_views(model):
     """Yields (Leaf, view of the parameter's data), in the model's order; canonical names are unique."""
-    seen = set()
+    owners = {}
     for module in model.modules():
         for attribute, (role, leaves) in module.owned.items() if isinstance(module, Part) else ():
             data = getattr(module, attribute).data
             slices = [((leaves, role, -1), data)] if isinstance(leaves, str) else zip(leaves, data, strict=True)
             for (name, leaf_role, layer), view in slices:
-                if name in seen:
-                    raise ValueError(f"two leaves are called {name}")
-                seen.add(name)
+                if name in owners:
+                    raise ValueError(f"two leaves are called {name}: of {owners[name]} and of {type(module).__name__}")
+                owners[name] = type(module).__name__
                 yield Leaf(name, leaf_role, layer, tuple(view.shape)), view
 
 

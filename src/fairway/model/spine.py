@@ -71,7 +71,10 @@ class GPT(ModelSite):
             orders, self, Initialiser(seed),
         )  # fmt: skip
         module = GPTModule(self, context, orders, dtype)
-        views = {leaf.name: view for leaf, view in leaf_views(module)}
+        try:
+            views = {leaf.name: view for leaf, view in leaf_views(module)}
+        except ValueError as error:
+            raise Problem(f"{str(error).replace('Module', '')}; the model can hold one of them, drop the other") from error
         for node in self.start:
             node.build(context)(views)
         return module

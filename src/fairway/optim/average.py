@@ -52,8 +52,8 @@ class EMA(AverageSite):
     """The exponential moving average of the weights after every step: E <- d E + (1 - d) W (PR #864: d = 0.997).
 
     The public ones begin with the initial weights. This one counts only weights after steps: at the t-th, 1-based,
-    E <- E + (W - E) (1 - d) / (1 - d^t). After PR #864's 4,700 steps and more the two are equal to 1e-6 of the initial
-    weights; a short run is not diluted by them.
+    E <- E + (W - E) (1 - d) / (1 - d^t). After the 4,700 steps and more of public runs the two are equal to 1e-6 of the
+    initial weights; a short run is not diluted by them.
     """
 
     decay: float = 0.997

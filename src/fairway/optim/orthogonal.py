@@ -37,6 +37,10 @@ class Quintic(OrthogonaliserSite):
 
     steps: int = 5
 
+    def __post_init__(self):
+        if self.steps < 1:
+            raise Problem(f"Quintic.steps is {self.steps}; take 1 or more")
+
     def apply(self, gradient_NRC, dtype):
         """Orthogonalises each slice with products in `dtype`; zero slices stay zero. Returns `dtype`."""
         x, tall = wide(gradient_NRC.to(dtype))
@@ -48,8 +52,8 @@ class Quintic(OrthogonaliserSite):
 class PolarExpress(OrthogonaliserSite):
     """Five steps with coefficients of their own (PR #1344, PR #1787): nearer to 1 than the fixed quintic brings them.
 
-    X <- G / (1.02 |G|_F + 1e-7): the coefficients were derived for singular values of at most 1 / 1.02, so that
-    the rounding of bfloat16 products does not carry any past the range in which they converge.
+    X <- G / (1.02 |G|_F + 1e-7), a margin that is ours: with it the rounding of bfloat16 products does not carry a singular
+    value past the range in which the coefficients converge.
     """
 
     def apply(self, gradient_NRC, dtype):

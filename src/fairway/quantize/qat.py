@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..model.roles import Part, leaf_views, role_matches
+from ..model.roles import ROLES, Part, leaf_views, role_matches
 from ..problem import Problem
 from ..sites import QATSite
 from .policy import assign_rules
@@ -30,6 +30,10 @@ class LateQAT(QATSite):
     def __post_init__(self):
         if not 0 <= self.after <= 1 or not 0 <= self.below <= 1:
             raise Problem(f"LateQAT after {self.after} or below {self.below}: both are fractions, take 0 to 1")
+        if self.after == 1 and not self.below:
+            raise Problem("LateQAT after 1.0 and below 0.0 never begins: lower `after`, raise `below`, or leave it out")
+        if strange := [role for role in self.roles if role.split(".")[0] not in ROLES]:
+            raise Problem(f"LateQAT.roles names {strange[0]!r}, no role: one of {', '.join(ROLES)}")
 
     def build(self, model, policy):
         return LateQATState(self, model, policy)
@@ -42,7 +46,6 @@ class LateQATState:
         self.node = node
         rules = assign_rules([leaf for leaf, _ in leaf_views(model)], policy)
         self.bends = []  # (parameter, [(first slice, one past the last, rule)])
-        self.masters = None
         for module in model.modules():
             for attribute, (role, leaves) in module.owned.items() if isinstance(module, Part) else ():
                 parameter = getattr(module, attribute)
@@ -60,6 +63,26 @@ class LateQATState:
                 f"LateQAT finds no parameter of roles {node.roles} that `quantize` rounds to integers; leave LateQAT out,"
                 " or give `quantize` a rule that does, as RowInt"
             )
+        # Now, since a card that has no room for them should say so before the run, not late in it.
+        self.masters = [torch.empty_like(parameter) for parameter, _ in self.bends]
+        self.began = None
+
+    @property
+    def floats(self):
+        """Numbers kept beside the model."""
+        return sum(master.numel() for master in self.masters)
+
+    def summary(self):
+        """A line that says since when the weights were rounded."""
+        return "late QAT never began" if self.began is None else f"late QAT from step {self.began} on"
+
+    def state(self):
+        """The step it began with."""
+        return {"began": self.began}
+
+    def restore(self, state):
+        """Takes what `state` gave."""
+        self.began = state["began"]
 
     def on(self, moment):
         """Whether the step of `moment` is taken on the grid."""
@@ -71,9 +94,9 @@ class LateQATState:
         if not self.on(moment):
             yield
             return
+        if self.began is None:
+            self.began = moment.step + 1
         with torch.no_grad():
-            if self.masters is None:
-                self.masters = [torch.empty_like(parameter) for parameter, _ in self.bends]
             for master, (parameter, spans) in zip(self.masters, self.bends, strict=True):
                 master.copy_(parameter)
                 for first, end, rule in spans:

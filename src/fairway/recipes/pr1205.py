@@ -2,9 +2,11 @@
 
 Mended against the public script: gradients are clipped after they are averaged; rate, QAT and SWA follow one rank's
 clock; the output matrices' "mimetic" start is the transpose that was meant; momentum warms up for small matrices too;
-late QAT rounds straight through to the very grid that is packed (there a sigmoid, to another range); rows keep their
-own scale (there never under 1/15); the EMA that was computed and thrown away is left out. int5 by the row's maximum
-takes more bytes than the cap allows until bits are allocated and codes entropy-coded.
+late QAT rounds straight through on the grid of the packing rules (there a sigmoid, to another range; what is packed in
+the end is the mean of snapshots); rows keep their own scale (there never under 1/15); the EMA that was computed and
+thrown away is left out; tables' masters, momentum, gradients on their way and the capped logits are float32 (there
+bfloat16); the tail is scored once. int5 by the row's maximum, without GPTQ, pruning and brotli, takes more bytes than the
+cap allows.
 """
 
 from ..codec.zstd import Zstd

@@ -3,7 +3,7 @@
 Mended against the public script: RoPE positions are exact (in bfloat16 641 of 2,048 were told apart); the embedding has
 a float32 master; logits are capped in float32; 13 s are reserved for calibration, which took 12.8 of the 12 set aside;
 EMA is bias-corrected. Its test-time training and token tilt belong to scoring and are not here yet; weights are
-rounded to nearest on its k-sigma grid, not yet by GPTQ.
+rounded to nearest on its k-sigma grid, not yet by GPTQ, and compressed by zstd, not brotli: a little over the cap.
 """
 
 from ..codec.zstd import Zstd

@@ -4,8 +4,8 @@ The claim came from an unnormalised n-gram cache over the target's own hash; wit
 Mended against the public script: gradients are clipped after they are averaged, not before; late QAT reaches the banks
 (there it touched nothing); EMA, average of EMAs and last weights are all scored, but which is packed is settled here
 (EMA), not on the validation set; EMA is bias-corrected; momentum and gradients travel in float32; embedding and table
-have float32 masters; the first window's targets are all scored. int6 by the row's maximum takes more bytes than the
-published clip search: this recipe does not fit the cap until it has that.
+have float32 masters; logits are capped in float32; the first window's targets are all scored. int6 by the row's
+maximum takes more bytes than the published clip search: this recipe does not fit the cap until it has that.
 """
 
 from ..codec.zstd import Zstd

@@ -33,7 +33,8 @@ def train_run(folder, trainer, clock, checkpoint=None, progress=None):
                 trainer.restore(checkpoint)
             metrics = Metrics(Path(folder) / METRICS, trainer.world)
             metrics.rewind(trainer.steps_done)
-            with nothing_compiled(trainer.machine.compiled):
+            # Without a warm-up the first steps compile, inside the clock.
+            with nothing_compiled(trainer.machine.compiled and trainer.recipe.train.warmup_steps > 0):
                 run_steps(trainer, metrics, interrupt, Path(folder), progress)
         except torch.OutOfMemoryError as error:
             tokens = trainer.recipe.train.micro_tokens
@@ -79,6 +80,7 @@ def finish_training(folder, trainer, clock):
         (folder / CHECKPOINT).unlink(missing_ok=True)
     tokens = trainer.steps_done * train.batch_tokens
     facts = {"steps": trainer.steps_done, "tokens": tokens, "averages": summaries, "phases": dict(clock.seconds)}
+    facts["qat"] = [part.summary() for part in trainer.qat]
     if world.device.type == "cpu":
         facts["threads"] = torch.get_num_threads()
     else:

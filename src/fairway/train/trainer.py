@@ -82,6 +82,7 @@ class Trainer:
         # Fresh objects, so that nothing of the warm-up survives (the public banks kept its momentum).
         self.optimizer = self._fresh_optimizer()
         self.averages = [node.build(self.model) for node in recipe.average]
+        self.qat = [node.build(self.model, recipe.quantize) for node in recipe.qat]
         self.batches.restart(begin)
         self.steps_done = 0
         self.world.synchronize()
@@ -96,6 +97,7 @@ class Trainer:
             "model": {name: p.detach() for name, p in self.model.named_parameters()},
             "optimizer": self.optimizer.state(),
             "averages": [average.state() for average in self.averages],
+            "qat": [part.state() for part in self.qat],
             "batches": self.world.gather_objects(self.batches.state()),
         }
         if self.world.rank == 0:
@@ -113,6 +115,8 @@ class Trainer:
         self.optimizer.restore(state["optimizer"])
         for average, saved in zip(self.averages, state["averages"], strict=True):
             average.restore(saved)
+        for part, saved in zip(self.qat, state["qat"], strict=True):
+            part.restore(saved)
         self.batches.restart(state["batches"][self.world.rank])
         self.steps_done, self.elapsed = state["steps"], state["elapsed"]
 
