@@ -12,15 +12,15 @@ from safetensors.torch import load_file
 from .clock import Clock
 from .data.dataset import open_dataset
 from .files import refuse_unwritable, write_json, write_text
-from .forecast import products_of
 from .kernels.capability import capability
+from .model.flops import products_of
 from .model.roles import load_leaves
 from .node import children, digest, drop, override, show, walk
 from .optim.optimizer import assign_groups
 from .problem import DoesNotHold, Interrupted, Problem
 from .runfolder import CHECKPOINT, METRICS, RUN, WEIGHTS, read_run, update_run
-from .score.stage import evaluation_stages, score_stages
-from .stages import check_recipe, find_recipe, predictor, resume_training, train, with_budget
+from .score.stage import Scoring, pass_plans
+from .stages import check_recipe, find_recipe, resume_training, train, with_budget
 from .terminal import print_table
 from .train.dist import start_world
 
@@ -108,7 +108,7 @@ def refuse_untrainable(recipe, dataset):
     check_recipe(recipe, dataset)
     model = recipe.model.build()
     for phase in range(len(model.orders)):
-        products_of(recipe, model, phase)
+        products_of(recipe.model, model, phase)
     assign_groups(model, recipe.optim)
     for node in recipe.qat:
         node.build(model, recipe.quantize)
@@ -173,9 +173,9 @@ def score_weights(folder, recipe, dataset, terminal):
         machine = capability(world.device)
         model = recipe.model.build(None, machine.activations)
         load_leaves(model, load_file(folder / WEIGHTS))
-        predict = predictor(model.to(world.device), machine)
-        ((_, scored, _),) = score_stages(predict, dataset, evaluation_stages(recipe)[:1], clock, world, "validate", bar)
-    return update_run(folder, {"bpb": {"weights": scored.bpb}, "phases": dict(clock.seconds)})
+        scoring = Scoring(model.to(world.device), machine, dataset, clock, world, progress=bar)
+        (stage,) = scoring.run(pass_plans(recipe)[0], "validate")
+    return update_run(folder, {"bpb": {"weights": stage.scored.bpb}, "phases": dict(clock.seconds)})
 
 
 def read_pace(path):

@@ -178,7 +178,7 @@ class PackCommand(CommandBase):
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreCommand(CommandBase):
-    """Scores the packed file in a fresh model: bits per byte, and the bytes that they imply."""
+    """Scores the packed file in a fresh model: bits per byte, what each method gains, the bytes that they imply."""
 
     folder: tyro.conf.Positional[Path]
     """a run folder"""
@@ -186,12 +186,16 @@ class ScoreCommand(CommandBase):
     """data folder, if not the one it was trained on"""
     keep_nats: bool = False
     """also write nats.npy, the nats of every target"""
+    last: bool = False
+    """the recipe's own evaluation alone, without the passes that show what it gains"""
+    set: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
+    """path=value ...: how it is scored, as in evaluate.seconds=300 or mix=(TokenTilt(),)"""
 
     def run(self, terminal):
         from .listing import print_score
         from .stages import score
 
-        return score(self.folder, self.data, self.keep_nats, terminal), print_score
+        return score(self.folder, self.data, self.keep_nats, sum(self.set, ()), self.last, terminal), print_score
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,7 @@ def run_demo(out, steps, terminal):
     folder = free_folder(out, "demo")
     run = train("demo", out / "data", folder, 42, steps, None, (), terminal)
     ledger = pack(folder, terminal)
-    scored = score(folder, None, True, terminal)
+    scored = score(folder, None, True, (), False, terminal)
     phases = {**clock.seconds, **read_run(folder, "phases")["phases"]}
     return {"data": str(out / "data"), "run": str(folder), "train": run, "ledger": ledger, "score": scored, "phases": phases}
 

@@ -9,11 +9,11 @@ from collections import Counter
 from dataclasses import replace
 
 import torch
-from torch.nn import functional as F
 
 from .artifact.container import write_container
 from .artifact.program import program_bytes
 from .data.check import CANONICAL_TOKENS
+from .model.flops import attention_flops, products_of
 from .model.roles import leaf_views
 from .node import digest, override, show
 from .optim.optimizer import GroupContext, assign_groups
@@ -27,7 +27,6 @@ from .train.dist import World
 SAMPLE_WEIGHTS = 2**18  # packed of each role; twice as many change the forecast of pr162 by 0.2 %
 CLOCK_SLICES = 1000
 FLOAT_BYTES = 4
-TRIAL_TOKENS = 2
 
 
 def plan_run(name, settings, ranks, tflops):
@@ -43,12 +42,12 @@ def plan_run(name, settings, ranks, tflops):
     recipe.train.micro_steps(1, recipe.model.sequence)
     model = recipe.model.build()
     leaves = [leaf for leaf, _ in leaf_views(model)]
-    by_phase = [6 * sum(products_of(recipe, model, phase).values()) for phase in range(len(model.orders))]
+    by_phase = [6 * sum(products_of(recipe.model, model, phase).values()) for phase in range(len(model.orders))]
     attention = [attention_flops(recipe.model, order) for order in model.orders]
     whole = [matrix + scores for matrix, scores in zip(by_phase, attention, strict=True)]
     step_seconds = [flops * recipe.train.batch_tokens / ranks / (tflops * 1e12) for flops in whole]
     steps, seconds = steps_in_budget(recipe.train.budget, recipe.model.plan, step_seconds)
-    targets, read = tokens_scored(recipe)
+    targets, read, learned = tokens_scored(recipe)
     return {
         "recipe": recipe.name,
         "ranks": ranks,
@@ -63,41 +62,10 @@ def plan_run(name, settings, ranks, tflops):
         "steps": steps,
         "training_seconds": seconds,
         "memory": forecast_memory(recipe, model, ranks),
-        "evaluation": {"targets": targets, "tokens_read": read},
-        "eval_seconds": None if read is None else whole[-1] / 3 * read / (ranks * tflops * 1e12),
-        "notes": plan_notes(recipe, ranks, targets),
+        "evaluation": {"targets": targets, "tokens_read": read, "tokens_trained": learned},
+        "eval_seconds": None if read is None else whole[-1] * (read / 3 + learned) / (ranks * tflops * 1e12),
+        "notes": plan_notes(recipe, ranks, targets, read),
     }  # fmt: skip
-
-
-def products_of(recipe, model, phase):
-    """Canonical name -> weights that a token is multiplied with in one forward pass of a plan's phase, visits added up.
-
-    Runs two tokens through the built model. Problem when it does not run, or gives something else than logits.
-    """
-    seen, ids_BT = Counter(), torch.arange(min(TRIAL_TOKENS, recipe.model.sequence))[None] % recipe.model.vocab
-
-    def record(x, weight, name):
-        seen[name] += weight.numel() * (x.numel() // x.shape[-1]) // ids_BT.numel()
-        return F.linear(x, weight)
-
-    try:
-        with torch.no_grad():
-            z_BTV = model(ids_BT, phase, linear=record)
-    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise Problem(f"the model does not run ({type(error).__name__}: {str(error).splitlines()[0]})") from error
-    if z_BTV.shape[-1] != recipe.model.vocab:
-        raise Problem(
-            f"the head gives {z_BTV.shape[-1]} numbers a token, not a logit for each of {recipe.model.vocab} pieces"
-        )
-    return seen
-
-
-def attention_flops(model, order):
-    """FLOPs a token of q k^T and of the sum over values, forward and backward: 12 x average keys x H K a visit of a block.
-
-    `model` is the node: position t of a whole window attends to t + 1 keys, so (T + 1) / 2 on average.
-    """
-    return 6 * (model.sequence + 1) * model.width * (len(order.encoder) + len(order.decoder))
 
 
 def count_by_role(leaves):
@@ -188,14 +156,19 @@ def _shard(parameter, ranks):
 
 
 def tokens_scored(recipe):
-    """(targets, tokens read in all windows) of the contest's validation; (None, None) for another vocabulary."""
+    """(targets, positions read, positions trained on) to score the contest's validation; (None, None, None) for another
+    vocabulary. What goes by documents cannot be known without them."""
     if recipe.model.vocab not in CANONICAL_TOKENS:
-        return None, None
+        return None, None, None
     targets = recipe.evaluate.scored_targets(CANONICAL_TOKENS[recipe.model.vocab] + 1)
-    return targets, int(recipe.evaluate.windows.plan(targets).length.sum())
+    if recipe.evaluate.windows.by_document:
+        return targets, None, None
+    for node in recipe.adapt:
+        return targets, *(node.work(recipe.evaluate, targets) or (None, None))
+    return targets, int(recipe.evaluate.windows.plan(targets).length.sum()), 0
 
 
-def plan_notes(recipe, ranks, targets):
+def plan_notes(recipe, ranks, targets, read):
     """Lines on what the figures assume, or cannot say."""
     notes = []
     try:
@@ -207,6 +180,9 @@ def plan_notes(recipe, ranks, targets):
         notes.append(
             f"no forecast of scoring: the contest's validation is known at {known} pieces, not {recipe.model.vocab}"
         )
+    elif read is None:
+        names = " and ".join(type(node).__name__ for node in (recipe.evaluate.windows, *recipe.adapt))
+        notes.append(f"no forecast of scoring: {names} go by the documents' lengths; `fairway score` measures it first")
     return notes
 
 

@@ -94,9 +94,21 @@ def plain_stage(name):
 
 
 def print_score(scored):
-    """bpb by stage, and the bytes that nats and bpb imply."""
-    stages = [(plain_stage(one["name"]), one["bpb"], one["nats"], one["seconds"]) for one in scored["stages"]]
-    rows = [(name, f"{bpb:.6f}", f"{nats:.3f}", f"{seconds:.1f}") for name, bpb, nats, seconds in stages]
-    print_table("score", ("stage", "bpb", "nats", "seconds"), rows)
+    """bpb by stage, what each gained over the one above, and the bytes that nats and bpb imply."""
+    rows = []
+    for one in scored["stages"]:
+        gain = one.get("gain")
+        by = f"{gain['delta_bpb']:+.6f}" if gain else ""
+        if gain and gain["interval"]:
+            by += f" ({gain['interval'][0]:+.6f} to {gain['interval'][1]:+.6f})"
+        rate = f"{one['tokens_per_second']:,}"
+        rows.append((plain_stage(one["name"]), f"{one['bpb']:.6f}", by, f"{one['nats']:.3f}", f"{one['seconds']:.1f}", rate))
+    print_table("score", ("stage", "bpb", "against the one above (95 %)", "nats", "seconds", "tokens/s"), rows)
+    for one in scored["stages"]:
+        if one.get("says"):
+            print(f"{one['name']}: {one['says']}")
+        if one.get("plainly_scored"):
+            left, budget = one["plainly_scored"], one["seconds_budget"]
+            print(f"{one['name']}: {left:,} targets were scored plainly to end within {budget:g} s")
     print(f"\n{scored['bpb']:.8f} bpb over {scored['tokens']:,} tokens and {scored['bytes']:,} bytes", end="")
     print(f" (implied bytes {scored['implied_bytes']:,.1f}; {scored['dropped_targets']} targets dropped)")

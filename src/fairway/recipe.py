@@ -4,11 +4,13 @@ from dataclasses import dataclass
 
 from .node import Node
 from .sites import (
+    AdaptSite,
     AverageSite,
     CodecSite,
     EvaluationSite,
     GroupSite,
     LoaderSite,
+    MixSite,
     ModelSite,
     QATSite,
     SchemeSite,
@@ -33,4 +35,6 @@ class Recipe(Node):
     evaluate: EvaluationSite
     average: tuple[AverageSite, ...] = ()  # the first is packed, the others are scored beside it
     qat: tuple[QATSite, ...] = ()
+    adapt: tuple[AdaptSite, ...] = ()  # what learns while scoring
+    mix: tuple[MixSite, ...] = ()  # what then changes the distribution, one after the other
     cap: int = 16_000_000  # bytes of train_gpt.py and model.bin together

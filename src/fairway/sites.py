@@ -82,7 +82,25 @@ class CodecSite(Node):
 
 
 class WindowSite(Node):
-    """evaluate.windows: `length`, and plan(targets) -> WindowPlan."""
+    """evaluate.windows: `length`, and plan(targets, starts) -> WindowPlan; `starts` are the stream's document starts,
+    which matter where `by_document`."""
+
+    by_document = False
+
+
+class AdaptSite(Node):
+    """adapt: build(AdaptContext) -> an Adapter (score/adapter.py), which learns from scored tokens and nothing else.
+    `fresh`: stream techniques that the model gets for scoring alone, at their initial values."""
+
+    fresh = ()
+
+    def work(self, evaluation, targets):
+        """(positions read, positions trained on) for a forecast; None where that depends on the documents."""
+        return None
+
+
+class MixSite(Node):
+    """mix: build(History) -> a mixer (score/mixing.py), which changes the distribution by what stood before."""
 
 
 class ModelSite(Node):

@@ -11,8 +11,8 @@ from .artifact.program import source_hash
 from .clock import Clock
 from .data.dataset import open_dataset
 from .files import file_sha256, owning, write_text
-from .kernels.attention import attention_backends
 from .kernels.capability import capability, settle_threads
+from .model.flops import forward_flops
 from .model.roles import leaf_views, load_leaves
 from .node import digest, override, parse_node, show
 from .optim.schedule import Budget
@@ -21,7 +21,7 @@ from .quantize.policy import assign_rules
 from .recipe import Recipe
 from .recipes.catalogue import RECIPES
 from .runfolder import CHECKPOINT, PACKED, RECIPE, RUN, WEIGHTS, need, read_run, update_run
-from .score.stage import evaluation_stages, score_packed, score_stages
+from .score.stage import SCORING, Scoring, pass_plans, score_packed
 from .train.dist import start_world
 from .train.loop import put_weights, train_run
 from .train.trainer import Trainer, read_checkpoint
@@ -154,13 +154,13 @@ def _train_to_the_end(world, folder, recipe, dataset, trainer, clock, threads, t
     if any(not path.exists() for path in dataset.val) or not dataset.val:
         terminal.note("no validation shards: the weights are not scored")
     else:
-        predict, plain, found = predictor(model, machine), evaluation_stages(recipe)[:1], {}
+        plain, found = pass_plans(recipe)[0], {}
         for name, tensors in [("weights", None), *others]:
             if tensors is not None:
                 put_weights(model, tensors)
             with terminal.progress(f"score the {name}") as bar:
-                ((_, scored, _),) = score_stages(predict, dataset, plain, clock, world, "validate", bar)
-            found[name] = scored.bpb
+                (stage,) = Scoring(model, machine, dataset, clock, world, progress=bar).run(plain, "validate")
+            found[name] = stage.scored.bpb
             results |= {"bpb": found, "phases": dict(clock.seconds)}
             if world.rank == 0:
                 update_run(folder, results)
@@ -181,17 +181,6 @@ def _trainer_on_all_ranks(recipe, dataset, seed, world, machine):
     return trainer
 
 
-def predictor(model, machine):
-    """The model as the scorer calls it: (ids_BT, first) -> logits_BSV."""
-    forward = torch.compile(model, dynamic=False) if machine.compiled else model
-
-    def predict(ids_BT, first):
-        with attention_backends(machine.device):
-            return forward(ids_BT, first=first)
-
-    return predict
-
-
 def pack(folder, terminal):
     """Quantises and packs a trained run; returns the ledger."""
     path = need(folder, RECIPE, "train")
@@ -202,29 +191,57 @@ def pack(folder, terminal):
         return pack_run(folder, recipe, path.read_text(), leaves, Clock())
 
 
-def score(folder, data, keep_nats, terminal):
-    """Scores the packed file of a run in a fresh model; returns score.json's content."""
+def score(folder, data, keep_nats, settings, last_only, terminal):
+    """Scores the packed file of a run in a fresh model; returns score.json's content.
+
+    `settings` (path=value) change how it is scored, under `evaluate`, `adapt` and `mix`: the model stays what was packed.
+    With `last_only` the passes that only show what the last one gains are left out.
+    """
     recipe = read_recipe(need(folder, RECIPE, "train"))
-    packed = need(folder, PACKED, "pack")
+    packed, packed_by = need(folder, PACKED, "pack"), digest(recipe)
+    recipe = _scored_otherwise(recipe, settings)
     data, clock = read_run(folder, "data")["data"] if data is None else data, Clock()
     dataset = open_dataset(data)
     if dataset.vocab != recipe.model.vocab:
         raise Problem(f"{data} has {dataset.vocab} pieces, the model {recipe.model.vocab}; give the data it was trained on")
+    check_recipe(recipe, dataset)
     with start_world() as world:
         terminal.quiet |= world.rank > 0
         settle_threads(world.device)
         machine = capability(world.device)
         with clock.phase("decode"):
-            model = recipe.model.build(None, machine.activations)
-            load_leaves(model, load_packed(packed, digest(recipe)))
+            node = scoring_model(recipe)
+            model = node.build(None, machine.activations)
+            fresh = {leaf.name: view.clone() for leaf, view in leaf_views(model)}
+            tensors = load_packed(packed, packed_by)
+            load_leaves(model, {name: fresh[name] for name in fresh.keys() - model_names(recipe)} | tensors)
             model.to(world.device)
         if (Path(folder) / RUN).exists():
             _check_origin(folder, packed, dataset)
+        flops = forward_flops(node, model)
         with ExitStack() as held, terminal.progress("score the packed file") as bar:
             if world.rank == 0:
                 held.enter_context(owning(folder))
-            predict = predictor(model, machine)
-            return score_packed(folder, recipe, predict, dataset, clock, world, keep_nats, bar)
+            scoring = Scoring(model, machine, dataset, clock, world, flops, terminal.note, bar)
+            return score_packed(folder, recipe, scoring, keep_nats, last_only)
+
+
+def _scored_otherwise(recipe, settings):
+    for setting in settings:
+        if setting.partition("=")[0].split(".")[0] not in SCORING:
+            raise Problem(f"{setting!r}: what is packed stays as it is; only {', '.join(SCORING)} can be set when scoring")
+    return override(recipe, settings)
+
+
+def scoring_model(recipe):
+    """The model node that is scored: the recipe's, with the techniques that join it for scoring alone."""
+    fresh = tuple(part for node in recipe.adapt for part in node.fresh)
+    return replace(recipe.model, stream=(*recipe.model.stream, *fresh)) if fresh else recipe.model
+
+
+def model_names(recipe):
+    """Canonical names of a recipe's leaves."""
+    return {leaf.name for leaf in model_leaves(recipe)}
 
 
 def _check_origin(folder, packed, dataset):

@@ -18,7 +18,7 @@ FLAGS = {
     "data check": set(),
     "train": {"--data", "--out", "--resume", "--seed", "--steps", "--seconds", "--set"},
     "pack": set(),
-    "score": {"--data", "--keep-nats"},
+    "score": {"--data", "--keep-nats", "--last", "--set"},
     "ablate": {"--data", "--out", "--seed", "--steps", "--seconds", "--only", "--set"},
 }
 

@@ -72,9 +72,19 @@ def test_one_rank_holds_every_moment_and_each_average_adds_a_copy():
 
 def test_scoring_reads_every_window_forward_through_every_weight(pr162):
     windows = 1 + (62_021_632 - 2048) // 64
-    assert pr162["evaluation"] == {"targets": 62_021_632, "tokens_read": windows * 2048}
+    assert pr162["evaluation"] == {"targets": 62_021_632, "tokens_read": windows * 2048, "tokens_trained": 0}
     by_hand = windows * 2048 * (2 * 21_823_488 + 2 * 2049 * 512 * 9) / (8 * 250e12)
     assert pr162["eval_seconds"] == pytest.approx(by_hand)
+
+
+def test_test_time_training_is_counted_and_what_goes_by_documents_is_not_known():
+    plan = plan_run("pr1523", (), 8, 250.0)
+    read, trained = 633_409 * 2048, 3 * 1237 * 32_768
+    assert plan["evaluation"] == {"targets": 40_540_160, "tokens_read": read, "tokens_trained": trained}
+    looped = plan["flops_per_token"]["looped"] + plan["flops_per_token"]["attention_looped"]
+    assert plan["eval_seconds"] == pytest.approx(looped * (read / 3 + trained) / (8 * 250e12))
+    by_document = plan_run("pr1523", ("adapt=()", "evaluate.windows=Documents()"), 8, 250.0)
+    assert by_document["eval_seconds"] is None and "Documents" in by_document["notes"][-1]
 
 
 def test_a_step_takes_its_flops_at_the_assumed_rate(pr162):
@@ -248,4 +258,4 @@ def test_products_are_seen_wherever_they_are_taken():
 
 def plan_of(recipe):
     model = recipe.model.build()
-    return {"flops_per_token": {"plain": 6 * sum(forecast.products_of(recipe, model, 0).values())}}
+    return {"flops_per_token": {"plain": 6 * sum(forecast.products_of(recipe.model, model, 0).values())}}

@@ -7,9 +7,11 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import accumulate, pairwise
 
 import torch
 
+from fairway.model.context import Bounds, Carry
 from fairway.model.head import AsymmetricSoftcap, FinalNorm, Softcap, TiedHead
 from fairway.model.inputs import BigramHash, EngramLite, TokenEmbedding
 from fairway.model.join import Parallel, Sequential, TwoLane
@@ -20,7 +22,7 @@ from fairway.model.residual import LayerScale, LNScale, LoopEmbedding, MLPGate, 
 from fairway.model.roles import leaf_views
 from fairway.model.spine import GPT
 from fairway.model.start import MimeticOutput
-from fairway.model.stream import GatedSmear, InputNorm, SmearGate
+from fairway.model.stream import GatedSmear, HashEmbedding, InputNorm, SmearGate
 from fairway.model.taps import ExclusiveSelfAttention, HeadGate, SparseGate
 from fairway.model.values import ValueEmbedding, ValueResidual
 from fairway.node import Node
@@ -97,6 +99,7 @@ ROWS = (
     Row(EngramLite(buckets=16, dim=4), partial(last, "inputs"), identity_at_init=True, stops_at_bos=False),
     Row(GatedSmear(inputs=6, bos=BOS), partial(last, "stream"), identity_at_init=True),
     Row(GatedSmear(stop_at_bos=False), partial(last, "stream"), identity_at_init=True, stops_at_bos=False),
+    Row(HashEmbedding(buckets=32), partial(last, "stream"), identity_at_init=True, stops_at_bos=False),
     Row(QKNorm(), partial(last, "positions")),
     Row(Rotary(), partial(last, "positions")),
     Row(Rotary(dims=2, base=500.0), partial(last, "positions")),
@@ -153,3 +156,33 @@ def random_ids(model, seed=0, batch=2):
     """Ids [batch, sequence] without a document start."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(BOS + 1, model.vocab, (batch, model.sequence), generator=generator)
+
+
+def bounds_of(rows, spare=0):
+    """The Bounds of rows given as lists of windows' lengths, with `spare` more offsets than the windows need."""
+    lengths = [length for row in rows for length in row]
+    offsets = [0, *accumulate(lengths)]
+    position_BT = torch.cat([torch.arange(length) for length in lengths]).view(len(rows), -1)
+    offsets_W = torch.tensor(offsets + spare * offsets[-1:], dtype=torch.int32)
+    return Bounds(position_BT, offsets_W, max(lengths))
+
+
+def packed_logits(module, ids_BT, bounds):
+    """Logits_BTV of packed rows."""
+    carry = Carry(ids_BT, module.dtype, bounds=bounds)
+    return module.project(module.trunk(carry), carry)
+
+
+def check_windows_apart(module, ids_BT, rows, tolerance):
+    """A packed row gives each window what it gets alone, and no window's ids change a bit of another's logits."""
+    bounds, vocab = bounds_of(rows, spare=2), int(ids_BT.max()) + 1
+    offsets = bounds.offsets_W.tolist()[:-2]
+    with torch.no_grad():
+        packed_BTV = packed_logits(module, ids_BT, bounds)
+        for begin, end in pairwise(offsets):
+            alone_BTV = module(ids_BT.flatten()[None, begin:end])
+            torch.testing.assert_close(packed_BTV.flatten(0, 1)[begin:end], alone_BTV[0], rtol=tolerance, atol=tolerance)
+            other_BT = ids_BT.clone()
+            other_BT.view(-1)[begin:end] = (ids_BT.flatten()[begin:end] + 1) % vocab
+            same_NV = (packed_logits(module, other_BT, bounds) == packed_BTV).flatten(0, 1).all(-1)
+            assert not same_NV[begin:end].any() and same_NV[:begin].all() and same_NV[end:].all()

@@ -11,11 +11,11 @@ from torch import nn
 from torch._dynamo.exc import Unsupported
 
 import fairway.model
-from conformance.table import BASE, BOS, ROWS, Row, last, random_ids, random_values, randomise
+from conformance.table import BASE, BOS, ROWS, Row, check_windows_apart, last, random_ids, random_values, randomise
 from fairway.artifact.container import read_container, write_container
 from fairway.codec.zstd import Zstd
 from fairway.model.roles import Part, leaf_views, load_leaves
-from fairway.model.stream import SmearGate
+from fairway.model.stream import SmearGate, predecessors
 from fairway.node import Node, digest, parse_node, show, walk
 from fairway.problem import Problem
 from fairway.quantize.policy import dequantise, quantise
@@ -65,6 +65,13 @@ def crosses_documents(row):
 
 def check_stops_at_bos(row):
     assert crosses_documents(row) is not row.stops_at_bos
+
+
+def check_packed_rows(row):
+    """A packed row gives each window what it gets alone."""
+    ids_BT = random_ids(row.model)
+    ids_BT[:, 9] = BOS
+    check_windows_apart(randomise(row.model.build(0)), ids_BT, [[5, 1, 10], [7, 9]], 1e-4)
 
 
 def check_identity_at_init(row):
@@ -143,6 +150,7 @@ def check_repr(row):
 CHECKS = (
     check_causal,
     check_stops_at_bos,
+    check_packed_rows,
     check_identity_at_init,
     check_one_graph,
     check_deterministic,
@@ -199,8 +207,7 @@ class MadeUpShiftModule(Part):
         self.own("strength_D", "madeup.strength", torch.full((context.width,), strength), "scalar")
 
     def before(self, x_BTD, carry):
-        same_BT = (carry.ids_BT != BOS).unsqueeze(-1)
-        return nn.functional.pad(x_BTD[:, :-1], (0, 0, 1, 0)) * same_BT
+        return predecessors(x_BTD, carry, BOS)
 
     def forward(self, x_BTD, carry):
         return x_BTD + self.strength_D.to(x_BTD.dtype) * self.before(x_BTD, carry)
@@ -214,6 +221,14 @@ def test_a_made_up_technique_needs_nothing_but_a_row(check):
 class Leaking(MadeUpShiftModule):
     def before(self, x_BTD, carry):
         return nn.functional.pad(x_BTD[:, :-1], (0, 0, 1, 0))
+
+
+class Peering(MadeUpShiftModule):
+    """Knows documents, but not the other windows of its row."""
+
+    def before(self, x_BTD, carry):
+        same_BT = (carry.ids_BT != BOS).unsqueeze(-1)
+        return nn.functional.pad(x_BTD[:, :-1], (0, 0, 1, 0)) * same_BT
 
 
 class Foreseeing(MadeUpShiftModule):
@@ -278,6 +293,7 @@ class MadeUpFault(StreamSite):
     [
         (check_causal, Foreseeing, 0.0, AssertionError),
         (check_stops_at_bos, Leaking, 0.0, AssertionError),
+        (check_packed_rows, Peering, 0.0, AssertionError),
         (check_identity_at_init, MadeUpShiftModule, 0.5, AssertionError),
         (check_one_graph, Breaking, 0.0, Unsupported),
         (check_deterministic, Dicing, 0.0, AssertionError),

@@ -1,12 +1,23 @@
 import math
+from itertools import pairwise
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
-from fairway.kernels.attention import attention, attention_backends, reference_attention
+from conformance.table import bounds_of
+from fairway.kernels import attention as attention_file
+from fairway.kernels.attention import (
+    attention,
+    attention_backends,
+    fits_varlen,
+    reference_attention,
+    varlen_attention,
+    window_mask,
+)
 from fairway.kernels.capability import capability, settle_threads
 from fairway.kernels.norm import rms_norm
 
@@ -62,6 +73,108 @@ def test_bfloat16_attention_stays_near_the_reference():
     torch.testing.assert_close(
         attention(*tensors).float(), reference_attention(*(t.float() for t in tensors)), rtol=0.05, atol=0.03
     )
+
+
+def test_a_mask_shows_each_position_its_own_windows_past():
+    assert window_mask(bounds_of([[2, 1, 1], [1, 3]])).int().tolist() == [
+        [[[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]],
+        [[[1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0], [0, 1, 1, 1]]],
+    ]
+
+
+def test_the_reference_takes_each_window_by_itself():
+    q, k, v = (t.detach() for t in qkv(2, 6, 4, 2, 8))
+    y = reference_attention(q, k, v, bounds_of([[4, 2], [1, 5]], spare=3))
+    for row, cut in ((0, slice(0, 4)), (0, slice(4, 6)), (1, slice(0, 1)), (1, slice(1, 6))):
+        one = slice(row, row + 1)
+        alone = literal_attention(q[one, cut], k[one, cut], v[one, cut])
+        torch.testing.assert_close(y[one, cut].double(), alone, rtol=1e-5, atol=1e-6)
+
+
+@st.composite
+def packed_rows(draw):
+    """Windows' lengths of 1 to 3 rows of one length."""
+    length = draw(st.integers(1, 29))
+    cuts = [draw(st.sets(st.integers(1, length))) for _ in range(draw(st.integers(1, 3)))]
+    return [[end - begin for begin, end in pairwise(sorted({0, length, *cut}))] for cut in cuts]
+
+
+@settings(max_examples=25, deadline=None)
+@given(packed_rows(), st.sampled_from([(1, 1), (2, 1), (4, 2), (3, 3)]), st.sampled_from([1, 8, 12]), st.integers(0, 3))
+def test_packed_attention_is_the_reference_forwards_and_backwards(rows, groups, width, spare):
+    bounds, shape = bounds_of(rows, spare), (len(rows), sum(rows[0]))
+    fast, slow = qkv(*shape, *groups, width), qkv(*shape, *groups, width, dtype=torch.float64)
+    with torch.no_grad():
+        for exact, tensor in zip(slow, fast, strict=True):
+            exact.copy_(tensor)
+    y, reference = attention(*fast, bounds), reference_attention(*slow, bounds)
+    assert torch.equal(y, attention(*fast, bounds, window_mask(bounds)))
+    torch.testing.assert_close(y.double(), reference, rtol=1e-4, atol=1e-5)
+    (y * y.detach()).sum().backward()
+    (reference * reference.detach()).sum().backward()
+    for tensor, exact in zip(fast, slow, strict=True):
+        torch.testing.assert_close(tensor.grad.double(), exact.grad, rtol=1e-3, atol=1e-4)
+
+
+def varlen_by_hand(query, key, value, cuts, longest, causal):
+    """What the kernel of CUDA computes, window by window; it refuses what the kernel refuses."""
+    assert cuts.dtype == torch.int32 and int(cuts.diff().max()) <= longest and int(cuts[-1]) == len(query)
+    assert causal and query.ndim == key.ndim == 3
+    parts = [[t[None, begin:end] for t in (query, key, value)] for begin, end in pairwise(cuts.tolist()) if begin < end]
+    return torch.cat([reference_attention(*part)[0] for part in parts])
+
+
+def varlen_of_2_10(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False, return_aux=None):
+    assert cu_seq_q is cu_seq_k and max_q == max_k and query.shape == key.shape
+    return varlen_by_hand(query, key, value, cu_seq_q, max_q, is_causal)
+
+
+def varlen_without_groups(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1)):
+    assert cu_seq_q is cu_seq_k and max_q == max_k and query.shape == key.shape
+    return varlen_by_hand(query, key, value, cu_seq_q, max_q, window_size == (-1, 0))
+
+
+def varlen_of_2_13(
+    query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, window_size=(-1, -1), enable_gqa=False, num_splits=None
+):
+    assert cu_seq_q is cu_seq_k and max_q == max_k and (query.shape == key.shape or enable_gqa)
+    return varlen_by_hand(query, key, value, cu_seq_q, max_q, window_size == (-1, 0))
+
+
+@pytest.mark.parametrize("release", [varlen_of_2_10, varlen_without_groups, varlen_of_2_13])
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_varlen_attention_is_called_as_each_release_has_it(monkeypatch, release, kv_heads):
+    monkeypatch.setattr(attention_file, "varlen_attn", release)
+    tensors, bounds = qkv(2, 9, 4, kv_heads, 8), bounds_of([[4, 5], [1, 8]], spare=2)
+    torch.testing.assert_close(varlen_attention(*tensors, bounds), reference_attention(*tensors, bounds))
+
+
+def test_this_torchs_varlen_attention_takes_the_call_and_stands_in_one_graph():
+    tensors, bounds = [tensor.detach().bfloat16() for tensor in qkv(2, 9, 4, 2, 8)], bounds_of([[4, 5], [1, 8]])
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert varlen_attention(*tensors, bounds).shape == (2, 9, 4, 8)
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph.code)
+        return lambda *inputs: (torch.zeros(2, 9, 4, 8),)
+
+    torch._dynamo.reset()
+    torch.compile(varlen_attention, backend=backend, fullgraph=True)(*tensors, bounds)
+    assert len(graphs) == 1 and graphs[0].count("torch_attn._varlen_attn(") == 1
+
+
+def test_varlen_attention_is_for_half_precision_on_cuda():
+    assert not fits_varlen(torch.zeros(1, 2, 3, 8, dtype=torch.bfloat16))
+    with FakeTensorMode():
+        for dtype, width, fits in (
+            (torch.bfloat16, 64, True),
+            (torch.float16, 256, True),
+            (torch.float32, 64, False),
+            (torch.bfloat16, 12, False),
+            (torch.bfloat16, 264, False),
+        ):
+            assert fits_varlen(torch.empty(1, 2, 3, width, dtype=dtype, device="cuda")) is fits
 
 
 @pytest.mark.parametrize("std", [5e-3, 1.0, 1e4])

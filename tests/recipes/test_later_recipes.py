@@ -10,6 +10,7 @@ import torch
 from conformance.table import random_ids
 from fairway.model.plan import Order
 from fairway.model.roles import leaf_views
+from fairway.model.stream import HashEmbedding
 from fairway.model.taps import ExclusiveSelfAttention
 from fairway.node import amend, drop, override, swap, walk
 from fairway.optim.average import EMA, SWA, LastWeights
@@ -17,10 +18,14 @@ from fairway.optim.orthogonal import MuonEqR, Quintic, Turbo
 from fairway.optim.schedule import Moment
 from fairway.problem import Problem
 from fairway.quantize.policy import assign_rules
+from fairway.recipes.pr162 import pr162
 from fairway.recipes.pr864 import pr864
 from fairway.recipes.pr1205 import SLOPES, pr1205
 from fairway.recipes.pr1514 import pr1514
 from fairway.recipes.pr1523 import pr1523
+from fairway.score.tilt import TokenTilt
+from fairway.score.windows import Evaluation, Sliding
+from fairway.stages import scoring_model
 
 LATER = (pr864, pr1205, pr1514, pr1523)
 PLAIN = Order((0, 1, 2, 3, 4), (5, 6, 7, 8, 9, 10))
@@ -188,7 +193,7 @@ def test_1523_is_1514_but_for_what_its_sheet_lists():
     one, other = pr1514(), pr1523()
     restored = swap(other, type(other.model.join), one.model.join)
     restored = amend(restored, type(other.model.plan), starts_at=0.5)
-    assert replace(restored, name="pr1514", optim=one.optim) == one
+    assert replace(restored, name="pr1514", optim=one.optim, adapt=one.adapt, mix=one.mix) == one
     assert (other.model.join.first, other.model.join.merge) == (7, 0.5)
 
 
@@ -248,3 +253,27 @@ def test_per_pass_embeddings_need_a_loop():
     with pytest.raises(Problem) as caught:
         override(pr1205(), ["model.residual=(ResidualMix(), LoopEmbedding())"]).model.build(None)
     assert "LoopEmbedding" in str(caught.value) and "UNet" in str(caught.value)
+
+
+def test_recipes_are_scored_as_their_submissions_were():
+    (sgd,), (tilt,) = pr1514().adapt, pr1514().mix
+    assert (sgd.rate, sgd.chunk, sgd.epochs, sgd.momentum, sgd.clip, sgd.frozen, sgd.fresh) == (
+        0.005,
+        32_768,
+        3,
+        0.9,
+        1.0,
+        0,
+        (),
+    )
+    assert tilt == TokenTilt(
+        ((16, 0.5, 2), (14, 0.5, 2), (12, 0.6, 2), (10, 0.7, 3), (8, 0.7, 3)), strength=2.0, by_share=True
+    )
+    (sgd,), mix = pr1523().adapt, pr1523().mix
+    assert (sgd.rate, sgd.fresh, mix) == (0.01, (HashEmbedding(buckets=16_384),), ())
+    scored = scoring_model(pr1523()).build(None)
+    assert sum(p.numel() for p in scored.parameters()) == 44_333_145
+    (cache,) = pr864().mix
+    assert (cache.orders, cache.least, cache.every) == (tuple(range(2, 10)), 2, 65_536)
+    assert (pr864().adapt, pr1205().adapt, pr1205().mix, pr162().adapt, pr162().mix) == ((), (), (), (), ())
+    assert all(function().evaluate == Evaluation(Sliding(2048, 64), multiple_of=2048) for function in (*LATER, pr162))

@@ -10,7 +10,7 @@ from fairway.node import Node, override, parse_node, paths, show, walk
 from fairway.optim.schedule import DecaySchedule
 from fairway.problem import Problem
 from fairway.recipes.pr162 import pr162
-from fairway.sites import QATSite, StartSite, TapSite, ValueSite
+from fairway.sites import AdaptSite, MixSite, QATSite, StartSite, TapSite, ValueSite
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,21 @@ class MadeUpQAT(QATSite):
     """#162 has none."""
 
 
+@dataclass(frozen=True)
+class MadeUpAdapter(AdaptSite):
+    """#162 has none."""
+
+
+@dataclass(frozen=True)
+class MadeUpMixer(MixSite):
+    """#162 has none."""
+
+
 MODEL = replace(pr162().model, values=(MadeUpValue(),), taps=(MadeUpTap(),), start=(MadeUpStart(),))
 # Groups with a decay each that no other has, so that its text stands once in the recipe's.
 OPTIM = tuple(replace(g, decay=DecaySchedule(((0.0, 1.0), (1.0, 0.1 * n)))) for n, g in enumerate(pr162().optim))
 RECIPE = replace(pr162(), model=MODEL, optim=OPTIM, qat=(MadeUpQAT(),))
+RECIPE = replace(RECIPE, adapt=(MadeUpAdapter(),), mix=(MadeUpMixer(),))
 NODES = {type(node): node for _, node in walk(RECIPE)}
 
 
@@ -73,7 +84,8 @@ def test_the_places_are_those_of_the_design_and_each_has_a_site_of_its_own():
     own = {"train.budget", "optim.Muon.momentum"}  # one type each, no family
     decays = {f"optim.{group}.decay" for group in ("AdamW:0", "Muon", "AdamW:2")}  # one type, in every group
     sites = {"model", "loader", "train", "train.schedule", "optim", "optim.Muon.orthogonaliser", "average", "quantize",
-             "qat", "codec", "evaluate", "evaluate.windows", *(f"model.{site}" for site in MODEL_SITES)}  # fmt: skip
+             "qat", "adapt", "mix", "codec", "evaluate", "evaluate.windows",
+             *(f"model.{site}" for site in MODEL_SITES)}  # fmt: skip
     assert PLACES.keys() == sites | own | decays
     assert {PLACES[path][0].__module__ for path in sites} == {"fairway.sites"}
     assert len({kind for kind, _, _ in PLACES.values()}) == len(sites | own) + 1

@@ -12,9 +12,13 @@ from fairway.data.dataset import open_dataset
 from fairway.data.shards import write_shard
 from fairway.data.tokenizer import encode_documents, load_tokenizer, train_tokenizer
 from fairway.files import write_json
+from fairway.kernels.capability import capability
 from fairway.problem import Problem
 from fairway.runfolder import update_run
-from fairway.score.stage import evaluation_stages, score_packed
+from fairway.score.commit import read_function
+from fairway.score.sgd import ScoreFirstSGD
+from fairway.score.stage import PassPlan, Scoring, pass_plans, score_packed
+from fairway.score.tilt import TokenTilt
 from fairway.score.windows import Evaluation, NonOverlapping, Sliding
 from fairway.train.dist import World
 
@@ -47,16 +51,20 @@ def run(tmp_path):
     return tmp_path
 
 
-def recipe_of(windows, multiple_of=1):
-    return types.SimpleNamespace(evaluate=Evaluation(windows, multiple_of), model=types.SimpleNamespace(sequence=48))
+def recipe_of(windows, multiple_of=1, adapt=(), mix=()):
+    evaluate, model = Evaluation(windows, multiple_of), types.SimpleNamespace(sequence=48)
+    return types.SimpleNamespace(evaluate=evaluate, model=model, adapt=adapt, mix=mix)
+
+
+def uniform(ids, first):
+    return torch.zeros(*ids[:, first:].shape, 320)
 
 
 def score(run, dataset, multiple_of=1, **more):
     recipe = recipe_of(more.pop("windows", Sliding(32, 8)), multiple_of)
-    predict = more.pop("predict", lambda ids, first: torch.zeros(*ids[:, first:].shape, 320))
-    return score_packed(
-        run, recipe, predict, dataset, more.pop("clock", Clock()), more.pop("world", World(0, 1, CPU)), **more
-    )
+    predict, clock, world = more.pop("predict", uniform), more.pop("clock", Clock()), more.pop("world", World(0, 1, CPU))
+    read = read_function(lambda ids_BT: predict(ids_BT, 0))
+    return score_packed(run, recipe, Scoring(None, capability(CPU), dataset, clock, world, read=read), **more)
 
 
 def test_a_score_is_written_with_all_that_readers_rely_on(run, data):
@@ -73,10 +81,12 @@ def test_a_score_is_written_with_all_that_readers_rely_on(run, data):
     assert report["data_hash"] == dataset.data_hash
     assert report["windows"] == 1 + math.ceil((tokens - 1 - 32) / 8)
     first, last = report["stages"]
-    assert first.keys() == last.keys() == {"name", "bpb", "nats", "seconds"}
+    assert last.keys() - first.keys() == {"gain"}
+    assert {"name", "bpb", "nats", "seconds", "tokens_per_second", "plainly_scored"} <= first.keys()
+    assert last["gain"]["delta_bpb"] == pytest.approx(last["bpb"] - first["bpb"], abs=1e-9)
     assert (first["name"], last["name"]) == ("NonOverlapping", "Sliding")
     assert (last["bpb"], last["nats"]) == (report["bpb"], report["nats"])
-    assert first["seconds"] + last["seconds"] == pytest.approx(report["phases"]["score"])
+    assert first["seconds"] + last["seconds"] == pytest.approx(report["phases"]["score"], rel=0.1)
     assert not (run / "nats.npy").exists()
 
 
@@ -94,12 +104,23 @@ def test_the_recipe_s_own_windows_make_the_score_and_those_side_by_side_stand_be
     assert first["bpb"] == plain["bpb"] != last["bpb"] == report["bpb"]
 
 
-def test_stages_keep_what_else_the_evaluation_says_and_none_comes_twice():
-    own = Evaluation(Sliding(32, 8), 64, 5)
-    recipe = types.SimpleNamespace(evaluate=own, model=types.SimpleNamespace(sequence=48))
-    assert evaluation_stages(recipe) == [Evaluation(NonOverlapping(48), 64, 5), own]
-    assert evaluation_stages(recipe_of(NonOverlapping(48))) == [Evaluation(NonOverlapping(48))]
-    assert len(evaluation_stages(recipe_of(NonOverlapping(32)))) == 2
+def test_passes_keep_what_else_the_evaluation_says_and_none_comes_twice():
+    own, plain = Evaluation(Sliding(32, 8), 64, 5), Evaluation(NonOverlapping(48), 64, 5)
+    recipe = types.SimpleNamespace(evaluate=own, model=types.SimpleNamespace(sequence=48), adapt=(), mix=())
+    assert pass_plans(recipe) == [PassPlan("NonOverlapping", plain), PassPlan("Sliding", own)]
+    assert pass_plans(recipe, last_only=True) == [PassPlan("Sliding", own)]
+    assert [plan.evaluation for plan in pass_plans(recipe_of(NonOverlapping(48)))] == [Evaluation(NonOverlapping(48))]
+    assert len(pass_plans(recipe_of(NonOverlapping(32)))) == 2
+
+
+def test_what_adapts_and_what_is_mixed_in_come_last_and_a_mixer_needs_no_pass_of_its_own():
+    sgd, tilt = ScoreFirstSGD(), TokenTilt()
+    names = [plan.name for plan in pass_plans(recipe_of(Sliding(32, 8), adapt=(sgd,), mix=(tilt,)))]
+    assert names == ["NonOverlapping", "Sliding", "ScoreFirstSGD"]
+    mixed = pass_plans(recipe_of(Sliding(32, 8), mix=(tilt,)))
+    assert [(plan.name, plan.mix) for plan in mixed] == [("NonOverlapping", ()), ("Sliding", (tilt,))]
+    alone = pass_plans(recipe_of(NonOverlapping(48), mix=(tilt,)))
+    assert [(plan.name, plan.mix) for plan in alone] == [("NonOverlapping", (tilt,))]
 
 
 def test_the_run_keeps_what_it_knew_and_gains_the_score(run, data):
@@ -135,10 +156,13 @@ def test_the_dropped_targets_are_reported(run, data):
 
 
 def test_only_the_first_rank_writes(run, data):
-    world = types.SimpleNamespace(
-        rank=1, size=2, device=CPU, all_reduce_sum=lambda tensor: tensor.where(tensor != 0, math.log(320))
-    )
-    report = score(run, data[0], world=world)
+    class Second(World):
+        """One of two, whose peer did all that is missing here."""
+
+        def all_reduce_sum(self, tensor):
+            return tensor.where(tensor != 0, torch.full_like(tensor, -math.log(320) if tensor.is_floating_point() else 1))
+
+    report = score(run, data[0], world=Second(1, 2, CPU))
     assert report["nats"] == pytest.approx((data[1] - 1) * math.log(320), rel=1e-12)
     assert not (run / "score.json").exists()
 

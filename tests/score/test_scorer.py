@@ -2,6 +2,7 @@
 
 import math
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -11,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fairway.problem import Problem
-from fairway.score.scorer import score_stream, warm_shapes
+from fairway.score.commit import Committer, fused_commit, read_function, reference_commit
+from fairway.score.scorer import Pass
 from fairway.score.windows import Evaluation, NonOverlapping, Sliding
 from fairway.train.dist import World
 
@@ -26,7 +28,7 @@ class TwoBytes:
 
 
 class Ranks:
-    """Ranks as threads: all_reduce_sum adds up in rank order."""
+    """Ranks as threads: all_reduce_sum adds up in rank order, largest takes the largest."""
 
     def __init__(self, size):
         self.size, self.parts, self.barrier = size, [None] * size, threading.Barrier(size, timeout=20)
@@ -37,10 +39,22 @@ class Ranks:
         class OneOfThem:
             size, device = ranks.size, CPU
 
-            def all_reduce_sum(self, tensor):
-                ranks.parts[rank] = tensor.clone()
+            def gathered(self, thing):
+                ranks.parts[rank] = thing
                 ranks.barrier.wait()
-                return sum(ranks.parts[1:], ranks.parts[0].clone())
+                parts = list(ranks.parts)
+                ranks.barrier.wait()
+                return parts
+
+            def all_reduce_sum(self, tensor):
+                parts = self.gathered(tensor.clone())
+                return tensor.copy_(sum(parts[1:], parts[0].clone()))
+
+            def largest(self, numbers):
+                return [max(column) for column in zip(*self.gathered(list(numbers)), strict=True)]
+
+            def synchronize(self):
+                pass
 
         OneOfThem.rank = rank
         return OneOfThem()
@@ -71,11 +85,17 @@ def noise(tokens, vocab, seed=0):
     return np.random.default_rng(seed).integers(0, vocab, tokens).astype(np.uint16)
 
 
-def score(predict, tokens, windows, vocab, **more):
-    evaluation = Evaluation(windows, **{key: more.pop(key) for key in ("multiple_of", "batch_windows") if key in more})
+def passing(predict, tokens, windows, vocab, **more):
+    names = ("multiple_of", "batch_windows", "seconds")
+    evaluation = Evaluation(windows, **{name: more.pop(name) for name in names if name in more})
     targets, world = evaluation.scored_targets(len(tokens)), more.pop("world", World(0, 1, CPU))
     count = int(TwoBytes().counts(tokens[:targets], tokens[1 : targets + 1]).sum())
-    return score_stream(predict, tokens, evaluation, count, vocab, world, **more)
+    commit = Committer(read_function(lambda ids_BT: predict(ids_BT, 0)), vocab, CPU)
+    return Pass(commit, tokens, evaluation, count, world, **more)
+
+
+def score(predict, tokens, windows, vocab, progress=None, **more):
+    return passing(predict, tokens, windows, vocab, **more).run(progress)[0][1]
 
 
 @pytest.mark.parametrize("windows", [Sliding(32, 8), NonOverlapping(32), Sliding(4000, 1)])
@@ -191,18 +211,100 @@ def test_each_rank_takes_a_contiguous_share():
     assert starts == {0: [0, 64, 128], 1: [192, 256, 320], 2: [384, 448, 512, 576]}
 
 
-def test_a_shape_is_always_called_with_as_many_windows_and_can_be_warmed_up_before():
-    seen, evaluation = set(), Evaluation(Sliding(64, 16), batch_windows=5)
+def test_batches_have_few_shapes_and_all_are_run_before_the_pass_begins():
+    seen = []
 
     def predict(ids, first):
-        seen.add((tuple(ids.shape), first))
+        seen.append(tuple(ids.shape))
         return uniform(7)(ids, first)
 
-    warm_shapes(predict, evaluation, 64 + 7 * 16 + 3, CPU)
+    one = passing(predict, noise(64 + 7 * 16 + 3 + 1, 7), Sliding(64, 16), 7, batch_windows=5)
+    kinds = {(cut.shape, cut.layout is None) for cut in one.cuts(np.arange(len(one.plan)))}
+    assert kinds == {((5, 64, 64), True), ((5, 64, 16), True)}
+    assert one.warm_up() > 0
     warmed = set(seen)
     seen.clear()
-    score(predict, noise(64 + 7 * 16 + 3 + 1, 7), Sliding(64, 16), 7, batch_windows=5)
-    assert seen == warmed == {((5, 64), 0), ((5, 64), 48), ((5, 64), 61)}
+    one.run()
+    assert set(seen) == warmed == {(5, 64)}
+
+
+def test_a_warm_up_shows_the_predictor_random_tokens_only():
+    seen = []
+
+    def predict(ids, first):
+        seen.append(ids.clone())
+        return uniform(64)(ids, first)
+
+    stream = np.full(300, 63, np.uint16)
+    passing(predict, stream, Sliding(32, 8), 64).warm_up()
+    assert seen and not any(bool((ids[:, :-1] == 63).all()) for ids in seen)
+
+
+class Clockwork:
+    """A predictor that lets `seconds` pass in each call."""
+
+    def __init__(self, vocab, seconds):
+        self.vocab, self.seconds, self.calls = vocab, seconds, 0
+
+    def __call__(self, ids, first):
+        self.calls += 1
+        time.sleep(self.seconds)
+        return context_hash(self.vocab)(ids, first)
+
+
+def test_where_the_budget_ends_the_rest_is_scored_plainly_and_nothing_is_lost(monkeypatch):
+    monkeypatch.setattr("fairway.score.scorer.CHECK_EVERY", 2)
+    stream, windows = noise(1200, 11), Sliding(40, 4)
+    whole = passing(context_hash(11), stream, windows, 11, batch_windows=4)
+    slow = passing(Clockwork(11, 0.02), stream, windows, 11, batch_windows=4, seconds=1.2)
+    assert slow.warm_up() > 1.2
+    (_, exact), (_, cut) = whole.run()[0], slow.run()[0]
+    assert cut.tokens == exact.tokens == 1199
+    assert 100 < cut.facts["plainly_scored"] < 1199 and exact.facts["plainly_scored"] == 0
+    done = 1199 - cut.facts["plainly_scored"]
+    np.testing.assert_allclose(cut.nats_N[:done], exact.nats_N[:done], rtol=1e-6)
+    # Windows side by side from there on, as if the text began anew.
+    rest = score(context_hash(11), stream[done:], NonOverlapping(40), 11)
+    np.testing.assert_allclose(cut.nats_N[done:], rest.nats_N, rtol=1e-6)
+
+
+def test_the_forecast_is_about_what_the_pass_takes():
+    one = passing(Clockwork(11, 0.02), noise(800, 11), Sliding(40, 20), 11, batch_windows=4)
+    forecast = one.warm_up()
+    begin = time.perf_counter()
+    one.run()
+    assert forecast == pytest.approx(time.perf_counter() - begin, rel=0.5)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_ranks_end_their_adapting_together(size, monkeypatch):
+    monkeypatch.setattr("fairway.score.scorer.CHECK_EVERY", 2)
+    stream = noise(900, 11)
+
+    def work(world):
+        predict = Clockwork(11, 0.03 if world.rank else 0.001)
+        slow = passing(predict, stream, Sliding(40, 4), 11, batch_windows=4, seconds=0.4, world=world)
+        slow.warm_up()
+        return slow.run()[0][1]
+
+    found = Ranks(size).run(work)
+    assert len({scored.nats for scored in found}) == 1
+    assert all(scored.facts["plainly_scored"] == found[0].facts["plainly_scored"] > 0 for scored in found)
+
+
+@pytest.mark.parametrize("scale", [1.0, 12.0])
+def test_the_fused_normalisation_is_the_reference_up_to_rounding(scale):
+    draw = torch.Generator().manual_seed(3)
+    z_NV = scale * torch.randn(50, 700, generator=draw)
+    z_NV[7, 3] = -math.inf
+    ids_NK = torch.randint(700, (50, 3), generator=draw)
+    exact, entropy = reference_commit(z_NV, ids_NK, True)
+    fused, fused_entropy = fused_commit(z_NV, ids_NK, True)
+    torch.testing.assert_close(fused.double(), exact, rtol=1e-6, atol=4e-6)
+    torch.testing.assert_close(fused_entropy.double(), entropy, rtol=1e-5, atol=1e-5)
+    probability = z_NV.double().softmax(1).clamp(min=1e-300)
+    torch.testing.assert_close(entropy, -(probability * probability.log()).sum(1))
+    assert reference_commit(z_NV, ids_NK)[1] is None
 
 
 def test_the_multiple_drops_the_tail_and_says_so():
@@ -230,7 +332,7 @@ def test_a_dropped_tail_is_never_shown_to_the_predictor():
 
 def test_windows_that_do_not_cover_are_refused_before_the_predictor_is_called():
     class Careless(Sliding):
-        def plan(self, targets):
+        def plan(self, targets, starts=None):
             return super().plan(targets - 1)
 
     calls = []
@@ -277,9 +379,9 @@ def test_no_chance_for_the_realised_token_is_a_problem_and_for_another_is_fine()
 @pytest.mark.parametrize(
     "predict, found",
     [
-        (lambda ids, first: torch.zeros(*ids.shape, 9), r"\[1, 32, 9\].*\[1, 8, 9\]"),
+        (lambda ids, first: torch.zeros(*ids[:, 1:].shape, 9), r"\[1, 31, 9\].*\[1, 32\]"),
         (lambda ids, first: torch.zeros(*ids[:, first:].shape, 8), "8"),
-        (lambda ids, first: torch.zeros(ids[:, first:].numel(), 9), "not float logits"),
+        (lambda ids, first: torch.zeros(ids[:, first:].numel(), 9), r"\[32, 9\], not one vector"),
         (lambda ids, first: torch.zeros(*ids[:, first:].shape, 9, dtype=torch.int64), "torch.int64"),
         (lambda ids, first: None, "NoneType"),
     ],
@@ -318,7 +420,7 @@ def test_progress_ends_with_the_whole_share():
         progress=lambda done, total: calls.append((done, total)),
     )
     assert len(calls) > 2
-    assert calls == sorted(calls) and calls[-1] == (249, 249)
+    assert calls == sorted(calls) and calls[-1] == (1999, 1999)
 
 
 def test_the_predictor_runs_without_gradients_and_gets_int64_ids():

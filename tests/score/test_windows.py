@@ -1,3 +1,6 @@
+import time
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -5,7 +8,7 @@ from hypothesis import strategies as st
 
 from fairway.node import parse_node
 from fairway.problem import Problem
-from fairway.score.windows import Evaluation, NonOverlapping, Sliding, WindowPlan, prove_coverage
+from fairway.score.windows import Documents, Evaluation, NonOverlapping, Sliding, WindowPlan, prove_coverage
 
 
 def plan_of(*windows):
@@ -49,6 +52,56 @@ def test_every_target_is_scored_once_with_the_context_promised(targets, length, 
     assert (context >= np.minimum(np.arange(targets) + 1, length - stride + 1)).all()
 
 
+def test_a_small_plan_of_documents_by_hand():
+    plan = Documents(length=4, stride=2).plan(13, np.array([2, 9, 10, 13, 20]))
+    # Before the first start; seven inputs 2-8, the last window moved left; one input; three inputs 10-12.
+    assert list(zip(plan.start, plan.length, plan.first, plan.floor, strict=True)) == [
+        (0, 2, 0, 0), (2, 4, 0, 2), (4, 4, 2, 2), (5, 4, 3, 2), (9, 1, 0, 9), (10, 3, 0, 10)
+    ]  # fmt: skip
+    prove_coverage(plan, 13)
+
+
+def documents_one_by_one(windows, targets, starts):
+    """Sliding windows over each document as if it were a stream of its own."""
+    edges = [0, *sorted({int(start) for start in starts if 0 < start < targets}), targets]
+    found = []
+    for floor, end in pairwise(edges):
+        one = Sliding(windows.length, windows.stride).plan(end - floor)
+        found += [(at + floor, size, first, floor) for at, size, first in zip(one.start, one.length, one.first, strict=True)]
+    return found
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 300), st.integers(1, 60), st.data())
+def test_documents_are_planned_as_if_each_were_a_stream(targets, length, data):
+    windows = Documents(length, data.draw(st.integers(1, length)))
+    starts = np.array(sorted(data.draw(st.sets(st.integers(0, targets + 5), max_size=30))), np.int64)
+    plan = windows.plan(targets, starts)
+    prove_coverage(plan, targets)
+    assert list(zip(plan.start, plan.length, plan.first, plan.floor, strict=True)) == documents_one_by_one(
+        windows, targets, starts
+    )
+
+
+@pytest.mark.parametrize("starts", [None, [], [0], [90], [0, 80]])
+def test_a_stream_without_starts_inside_is_one_document(starts):
+    plan, sliding = Documents(16, 3).plan(80, starts), Sliding(16, 3).plan(80)
+    for name in ("start", "length", "first"):
+        assert np.array_equal(getattr(plan, name), getattr(sliding, name))
+    assert plan.floor.dtype == np.int64 and not plan.floor.any()
+
+
+def test_fifty_thousand_documents_are_planned_at_once():
+    lengths = np.random.default_rng(0).integers(20, 1580, 50_000)
+    lengths[::100] *= 10
+    starts = np.cumsum(lengths) - lengths
+    begin = time.perf_counter()
+    plan = Documents().plan(int(lengths.sum()), starts)
+    prove_coverage(plan, int(lengths.sum()))
+    assert time.perf_counter() - begin < 2
+    assert set(plan.floor.tolist()) == set(starts.tolist())
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.integers(1, 300), st.integers(1, 40), st.integers(1, 7), st.integers(1, 9))
 def test_batches_hold_each_window_once_and_one_shape(targets, length, size, ranks):
@@ -75,6 +128,7 @@ def test_batches_hold_each_window_once_and_one_shape(targets, length, size, rank
         (plan_of((-1, 5, 1), (2, 4, 2)), "outside of the stream"),
         (plan_of((0, 6, 0), (0, 6, 0)), "scores again"),
         (WindowPlan(*np.zeros((3, 0), int)), "nothing"),
+        (plan_of((0, 4, 0, 0), (2, 4, 2, 4)), "window 1 reads from token 2, its document starts at 4"),
     ],
 )
 def test_overlaps_gaps_and_empty_windows_are_caught(plan, fault):
@@ -86,6 +140,8 @@ def test_overlaps_gaps_and_empty_windows_are_caught(plan, fault):
 def test_an_impossible_stride_is_a_problem_when_the_node_is_made(length, stride):
     with pytest.raises(Problem, match=f"not {stride}"):
         Sliding(length, stride)
+    with pytest.raises(Problem, match=rf"Documents.stride takes 1 to length \({length}\), not {stride}"):
+        Documents(length, stride)
 
 
 def test_other_impossible_numbers_are_problems():
@@ -95,6 +151,7 @@ def test_other_impossible_numbers_are_problems():
         lambda: Evaluation(Sliding(), batch_windows=0),
         lambda: Sliding().plan(0),
         lambda: NonOverlapping().plan(-1),
+        lambda: Documents().plan(0, []),
     ):
         with pytest.raises(Problem):
             make()
@@ -110,5 +167,6 @@ def test_the_multiple_drops_the_contests_tail():
 
 
 def test_an_evaluation_reads_back_from_its_repr():
-    evaluation = Evaluation(Sliding(128, 16), multiple_of=128, batch_windows=4)
-    assert parse_node(repr(evaluation)) == evaluation
+    for windows in (Sliding(128, 16), Documents(128, 16)):
+        evaluation = Evaluation(windows, multiple_of=128, batch_windows=4)
+        assert parse_node(repr(evaluation)) == evaluation

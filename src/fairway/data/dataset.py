@@ -122,15 +122,21 @@ def dataset_bytes(dataset):
     return byte_table(tokenizer)
 
 
-def count_target_bytes(dataset, tokens, targets):
-    """Bytes of the original text that tokens[1 : targets + 1] stand for; `tokens` are the dataset's validation tokens.
+def target_bytes(dataset, tokens, targets):
+    """Bytes of the original text that each of tokens[1 : targets + 1] stands for: int32 [targets]; `tokens` are the
+    dataset's validation tokens.
 
     By the tokenizer's byte table, or, where the text was transformed, by the side files: one count a token (PR #1729).
     Raises Problem for a side file or tokenizer that is not the manifest's, or side files of another length.
     """
     if not dataset.byte_files:
-        return dataset_bytes(dataset).total(tokens[: targets + 1])
+        return dataset_bytes(dataset).of_targets(tokens[: targets + 1])
     counts = np.concatenate(_promised_shards(dataset, dataset.byte_files, dataset.manifest["byte_files"]))
     if len(counts) != len(tokens):
         raise Problem(f"{dataset.folder} has bytes for {len(counts)} of {len(tokens)} validation tokens; download it again")
-    return int(counts[1 : targets + 1].sum(dtype=np.int64))
+    return counts[1 : targets + 1].astype(np.int32)
+
+
+def count_target_bytes(dataset, tokens, targets):
+    """The sum of `target_bytes`."""
+    return int(target_bytes(dataset, tokens, targets).sum(dtype=np.int64))

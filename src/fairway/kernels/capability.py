@@ -9,13 +9,19 @@ import torch
 @dataclass(frozen=True)
 class Capability:
     """What to use on one device: `activations` is the dtype of the residual stream and its products,
-    `products` that of the Newton-Schulz iteration, `compiled` whether to compile the training step."""
+    `products` that of the Newton-Schulz iteration, `compiled` whether to compile the training step, `peak_flops` the
+    dense half-precision FLOPs a second that the card's maker states (None where it is not known here)."""
 
     device: torch.device
     activations: torch.dtype
     products: torch.dtype
     compiled: bool
     name: str
+    peak_flops: float | None = None
+
+
+# Dense bfloat16 with float32 sums, by a part of the card's name.
+PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
 
 
 def capability(device):
@@ -26,7 +32,9 @@ def capability(device):
     """
     if device.type == "cuda":
         half = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-        return Capability(device, half, half, True, torch.cuda.get_device_name(device))
+        name = torch.cuda.get_device_name(device)
+        peak = next((flops for part, flops in PEAK_FLOPS.items() if part in name), None)
+        return Capability(device, half, half, True, name, peak)
     return Capability(device, torch.float32, torch.float32, False, f"cpu x{torch.get_num_threads()}")
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from ..kernels.attention import attention
+from ..kernels.attention import attention, fits_varlen, window_mask
 from .roles import Part
 
 
@@ -36,6 +36,14 @@ class AttentionModule(Part):
         """The banks cast once a pass and cut into slices: one cast and one stacked gradient, however often used."""
         return self.qo.to(dtype).unbind(0), self.kv.to(dtype).unbind(0)
 
+    def mask(self, q_BTHK, carry):
+        """The mask of packed rows, where attention needs one; built once a pass."""
+        if carry.bounds is None or fits_varlen(q_BTHK):
+            return None
+        if "window_mask" not in carry.notes:
+            carry.notes["window_mask"] = window_mask(carry.bounds)
+        return carry.notes["window_mask"]
+
     def forward(self, n_BTD, matrices, layer, carry):
         qo, kv = matrices
         block = f"blocks.{layer}.attn"
@@ -46,7 +54,7 @@ class AttentionModule(Part):
             q_BTHK, k_BTGK = part(q_BTHK, k_BTGK, layer, carry)
         for part in self.values:
             v_BTGK = part(v_BTGK, layer, carry)
-        y_BTHK = attention(q_BTHK, k_BTGK, v_BTGK)
+        y_BTHK = attention(q_BTHK, k_BTGK, v_BTGK, carry.bounds, self.mask(q_BTHK, carry))
         for part in self.taps:
             y_BTHK = part(y_BTHK, n_BTD, v_BTGK, layer, carry)
         return carry.linear(y_BTHK.flatten(2), qo[self.layers + layer], f"{block}.output")

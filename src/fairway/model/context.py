@@ -71,14 +71,29 @@ def plain_linear(x, weight, name):
     return F.linear(x, weight)
 
 
-class Carry:
-    """What one forward pass shares: ids_BT, the activations' dtype, how matrix products are taken, the token table,
-    x0_BTD, which step of the order is running and the how-many-eth visit of its layer (both from 0), and notes by name."""
+@dataclass(frozen=True, eq=False)
+class Bounds:
+    """Where windows begin in rows that hold several, one after the other; no position may see beyond its own window.
 
-    def __init__(self, ids_BT, dtype, linear=plain_linear):
+    position_BT int64: each position's place in its window, from 0. offsets_W int32: where windows begin in the flattened
+    [B * T], ascending from 0, filled up with B * T to a fixed length. longest: positions of the longest window.
+    """
+
+    position_BT: torch.Tensor
+    offsets_W: torch.Tensor
+    longest: int
+
+
+class Carry:
+    """What one forward pass shares: ids_BT, the activations' dtype, how matrix products are taken, the Bounds of packed
+    rows (None: a row is one window), the token table, x0_BTD, which step of the order is running and the how-many-eth
+    visit of its layer (both from 0), and notes by name."""
+
+    def __init__(self, ids_BT, dtype, linear=plain_linear, bounds=None):
         self.ids_BT = ids_BT
         self.dtype = dtype
         self.linear = linear
+        self.bounds = bounds
         self.table_VD = None
         self.x0_BTD = None
         self.step = self.visit = 0

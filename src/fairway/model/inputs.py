@@ -11,6 +11,13 @@ from ..sites import InputSite
 from .roles import Part
 
 
+def earlier_ids(ids_BT, back, bounds=None):
+    """The ids `back` positions before each, int64 [B, T]; 0 where the window (of packed rows: `bounds`) has none."""
+    # Padded first, so that a window of one position works too.
+    earlier_BT = F.pad(ids_BT.long(), (back, 0))[:, : ids_BT.shape[1]]
+    return earlier_BT if bounds is None else earlier_BT.masked_fill(bounds.position_BT < back, 0)
+
+
 @dataclass(frozen=True)
 class TokenEmbedding(InputSite):
     """The token table, Gaussian at init; the head may tie to it."""
@@ -69,13 +76,14 @@ class BigramHashModule(Part):
         )
         self.own("scale", "bigram.scale", torch.full((1,), node.scale), "scalar")
 
-    def hash(self, ids_BT):
+    def hash(self, ids_BT, bounds=None):
         """Bucket of each position [B, T]; with a vocabulary under 59,000 the products stay below 2^31."""
         pairs_BS = (36313 * ids_BT[:, 1:]).bitwise_xor(27191 * ids_BT[:, :-1]) % (self.buckets - 1)
-        return F.pad(pairs_BS, (1, 0), value=self.buckets - 1)
+        bucket_BT = F.pad(pairs_BS, (1, 0), value=self.buckets - 1)
+        return bucket_BT if bounds is None else bucket_BT.masked_fill(bounds.position_BT == 0, self.buckets - 1)
 
     def forward(self, carry):
-        row_BTE = F.embedding(self.hash(carry.ids_BT), self.table_BE).to(carry.dtype)
+        row_BTE = F.embedding(self.hash(carry.ids_BT, carry.bounds), self.table_BE).to(carry.dtype)
         return carry.linear(row_BTE, self.proj_DE.to(carry.dtype), "bigram.proj") * self.scale.to(carry.dtype)
 
 
@@ -110,12 +118,9 @@ class EngramLiteModule(Part):
         self.own("proj_DE", "engram.proj", torch.zeros(context.width, 4 * node.dim), "projection")
         self.own("gate_D", "engram.gate", torch.zeros(context.width), "scalar")
 
-    def hash(self, ids_BT):
+    def hash(self, ids_BT, bounds=None):
         """Rows of the table [B, T, 4] that each position reads."""
-        i = ids_BT.long()
-        # Padded first, so that a window of one position works too.
-        history = F.pad(i, (2, 0))
-        p, o = history[:, 1:-1], history[:, :-2]
+        i, p, o = (earlier_ids(ids_BT, back, bounds) for back in range(3))
         keys = (
             1009 * p + i,
             (2719 * p + 314159).bitwise_xor(3137 * i),
@@ -125,6 +130,6 @@ class EngramLiteModule(Part):
         return torch.stack([key % self.buckets + slot * self.buckets for slot, key in enumerate(keys)], dim=-1)
 
     def forward(self, carry):
-        row_BTE = F.embedding(self.hash(carry.ids_BT), self.table_BE).flatten(2).to(carry.dtype)
+        row_BTE = F.embedding(self.hash(carry.ids_BT, carry.bounds), self.table_BE).flatten(2).to(carry.dtype)
         x_BTD = carry.linear(row_BTE, self.proj_DE.to(carry.dtype), "engram.proj")
         return x_BTD * torch.sigmoid(self.gate_D).to(carry.dtype)

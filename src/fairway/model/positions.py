@@ -53,14 +53,16 @@ class RotaryModule(Part):
         self.register_buffer("cos_TF", angles_TF.cos().float(), persistent=False)
         self.register_buffer("sin_TF", angles_TF.sin().float(), persistent=False)
 
-    def rotate(self, x_BTHK):
-        length = x_BTHK.shape[1]
-        cos, sin = self.cos_TF[:length, None, :], self.sin_TF[:length, None, :]
+    def rotate(self, x_BTHK, bounds=None):
+        """Turned by the place in the row, in packed rows by the place in the window."""
+        place = slice(x_BTHK.shape[1]) if bounds is None else bounds.position_BT
+        cos, sin = self.cos_TF[place].unsqueeze(-2), self.sin_TF[place].unsqueeze(-2)
         a, b, rest = x_BTHK.float().tensor_split((self.dims // 2, self.dims), dim=-1)
         return torch.cat((a * cos + b * sin, b * cos - a * sin, rest), dim=-1).to(x_BTHK.dtype)
 
     def forward(self, q_BTHK, k_BTGK, layer, carry):
-        return self.rotate(q_BTHK), self.rotate(k_BTGK)
+        bounds = carry and carry.bounds
+        return self.rotate(q_BTHK, bounds), self.rotate(k_BTGK, bounds)
 
 
 @dataclass(frozen=True)

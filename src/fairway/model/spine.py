@@ -101,6 +101,10 @@ class GPTModule(nn.Module):
         `linear(x, weight, name)` takes the products with matrices; the default is `plain_linear`.
         """
         carry = Carry(ids_BT, self.dtype, linear)
+        return self.project(self.trunk(carry, phase)[:, first:], carry)
+
+    def trunk(self, carry, phase=-1):
+        """x_BTD after the last block; `carry` holds the ids and what else a pass shares."""
         x = sum(part(carry) for part in self.inputs)
         for part in self.stream:
             x = part(x, carry)
@@ -114,10 +118,13 @@ class GPTModule(nn.Module):
             if kept:
                 x = self.join.skip(x, partial(self.skip, kept.pop(), step=step, carry=carry))
             x = block.run(x, layer)
-        z = self.join.leave(x)[:, first:]
+        return self.join.leave(x)
+
+    def project(self, x, carry):
+        """Logits [..., V] of any positions x [..., D] of the trunk that ran with the same carry."""
         for part in self.head:
-            z = part(z, carry)
-        return z
+            x = part(x, carry)
+        return x
 
     def loss(self, ids_BT, targets_BT, phase=-1, linear=plain_linear):
         """Mean cross-entropy in nats, on float32 logits."""

@@ -1,4 +1,4 @@
-"""Site `stream`: x_BTD -> x_BTD before the blocks. B batch, T positions, D width, I gate inputs."""
+"""Site `stream`: x_BTD -> x_BTD before the blocks. B batch, T positions, D width, I gate inputs, N buckets."""
 
 from dataclasses import dataclass
 
@@ -8,13 +8,16 @@ from torch.nn import functional as F
 from ..kernels.norm import rms_norm
 from ..problem import Problem
 from ..sites import StreamSite
+from .inputs import earlier_ids
 from .roles import Part
 
 
-def predecessors(x_BTD, ids_BT, bos):
-    """Each position's predecessor: zero for position 0, and for document starts unless `bos` is None."""
+def predecessors(x_BTD, carry, bos):
+    """Each position's predecessor: zero for a window's first position, and for document starts unless `bos` is None."""
     before_BTD = F.pad(x_BTD[:, :-1], (0, 0, 1, 0))
-    return before_BTD if bos is None else before_BTD.masked_fill((ids_BT == bos).unsqueeze(-1), 0.0)
+    if carry.bounds is not None:
+        before_BTD = before_BTD.masked_fill((carry.bounds.position_BT == 0).unsqueeze(-1), 0.0)
+    return before_BTD if bos is None else before_BTD.masked_fill((carry.ids_BT == bos).unsqueeze(-1), 0.0)
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class SmearGateModule(Part):
 
     def forward(self, x_BTD, carry):
         gate_D = torch.sigmoid(self.gate_D).to(x_BTD.dtype)
-        before_BTD = predecessors(x_BTD, carry.ids_BT, self.bos)
+        before_BTD = predecessors(x_BTD, carry, self.bos)
         return torch.lerp(x_BTD, before_BTD, gate_D)
 
 
@@ -85,4 +88,36 @@ class GatedSmearModule(Part):
     def forward(self, x_BTD, carry):
         weight_I = self.weight_I.to(x_BTD.dtype)
         gate_BT1 = torch.sigmoid(x_BTD[..., : len(weight_I)] @ weight_I).unsqueeze(-1)
-        return x_BTD + self.strength.to(x_BTD.dtype) * gate_BT1 * predecessors(x_BTD, carry.ids_BT, self.bos)
+        return x_BTD + self.strength.to(x_BTD.dtype) * gate_BT1 * predecessors(x_BTD, carry, self.bos)
+
+
+@dataclass(frozen=True)
+class HashEmbedding(StreamSite):
+    """Adds a hashed table's row of (previous, current): x + H[(2039 t_{i-1} + t_i) mod buckets], t_{-1} = 0 (PR #1523).
+
+    H starts at zero, the identity: it is there to learn while scoring. Documents are not told apart. Rows are added in
+    the stream's dtype; the public code's float32 table made the whole stream float32.
+    """
+
+    buckets: int = 16_384
+
+    def __post_init__(self):
+        if self.buckets < 1:
+            raise Problem(f"HashEmbedding.buckets is {self.buckets}; take 1 or more")
+
+    def build(self, context):
+        return HashEmbeddingModule(self.buckets, context.width)
+
+
+class HashEmbeddingModule(Part):
+    def __init__(self, buckets, width):
+        super().__init__()
+        self.buckets = buckets
+        self.own("table_ND", "hash.table", torch.zeros(buckets, width), "table")
+
+    def hash(self, ids_BT, bounds=None):
+        """The table's row of each position, int64 [B, T]."""
+        return (2039 * earlier_ids(ids_BT, 1, bounds) + ids_BT) % self.buckets
+
+    def forward(self, x_BTD, carry):
+        return x_BTD + F.embedding(self.hash(carry.ids_BT, carry.bounds), self.table_ND).to(x_BTD.dtype)

@@ -1,6 +1,7 @@
 """PR #864: value residual, head gates, XSA, banks with parallel Muon, EMA (claimed 0.2841 bpb; honestly about 1.128).
 
-The claim came from an unnormalised n-gram cache over the target's own hash; without it the artifact scores 1.128.
+The claim came from an unnormalised n-gram cache over the target's own hash; without it the artifact scores 1.128. Here
+the cache counts exactly and is a distribution; `mix=(BackoffCacheAsPublished(),)` shows the claim and its Z.
 Mended against the public script: gradients are clipped after they are averaged, not before; late QAT reaches the banks
 (there it touched nothing); EMA, average of EMAs and last weights are all scored, but which is packed is settled here
 (EMA), not on the validation set; EMA is bias-corrected; momentum and gradients travel in float32; embedding and table
@@ -28,6 +29,7 @@ from ..optim.schedule import Ramp, WarmDownSteps
 from ..quantize.qat import LateQAT
 from ..quantize.schemes import KeepFloat16, RowInt
 from ..recipe import Recipe
+from ..score.backoff import BackoffCache
 from ..score.windows import Evaluation, Sliding
 from ..train.settings import Training
 
@@ -36,7 +38,7 @@ NTK_BASE = 10_000.0 * 2 ** (16 / 14)
 
 
 def pr864() -> Recipe:
-    """The neural part as logged for seed 1337: 26,744,007 parameters, 786,432 tokens a step, 600 s."""
+    """As logged for seed 1337, with a cache that is a distribution: 26,744,007 parameters, 786,432 tokens a step, 600 s."""
     return Recipe(
         name="pr864",
         model=GPT(
@@ -74,4 +76,5 @@ def pr864() -> Recipe:
         ),
         codec=Zstd(level=22),
         evaluate=Evaluation(Sliding(length=2048, stride=64), multiple_of=2048),
+        mix=(BackoffCache(),),
     )

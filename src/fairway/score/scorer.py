@@ -1,19 +1,26 @@
-"""The scorer: it owns the tokens, hands out windows of inputs, and turns logits into nats, bytes and bits per byte.
+"""The scorer: it owns the tokens. It hands out windows of inputs, takes what the model commits to, looks the targets up,
+and only then lets anything learn from them.
 
-Shapes: N targets, B windows in a batch, T inputs of a window, S scored positions of it, V vocabulary, W windows.
+N targets, B rows, T positions, S slots of a batch, K ids asked for at each target (the target itself first), V vocabulary.
 """
 
 import math
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
 from ..problem import Problem
+from .adapter import Revealed
+from .batches import Collator
+from .history import History
+from .mixing import Committed, build_mixers, mixed_nats
+from .rest import plain_rest
+from .schedule import prove_schedule, scoring_rank, shared_out, visible_from
 from .windows import prove_coverage
 
 CHECK_EVERY = 64  # batches between two looks at the results: each look makes the host wait for the device
-NORMALISE_ELEMENTS = 1 << 24  # float64 logits held at once while normalising (128 MiB)
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +33,7 @@ class Scored:
     dropped: int  # targets at the end of the stream that `multiple_of` left out
     windows: int
     nats_N: np.ndarray  # float32, one a target, in order
+    facts: dict = field(default_factory=dict)  # what the adapter or mixer says of itself
 
     @property
     def bpb(self):
@@ -45,79 +53,278 @@ class Scored:
         }
 
 
-@torch.no_grad()
-def score_stream(predict, tokens, evaluation, count, vocab, world, progress=None):
-    """Scores a token stream: every target once, each from the same context whatever the batch size and ranks.
+class Pass:
+    """One pass over a stream. `prepare` plans and proves, `warm_up` compiles and forecasts, `run` scores.
 
-    `predict(ids_BT int64 on the device, first)` returns logits_BSV for positions first..T - 1, any float dtype. They
-    are normalised here, in float64 from the logits as given, so a score differs between batch sizes or ranks
-    only where the logits do; the sum is float64 over the targets in order.
-    `tokens` is a 1-D integer array, `count` the bytes of text that its scored targets stand for. `world` has `rank`, `size`,
-    `device` and `all_reduce_sum(tensor)`, which returns the sum over the ranks; ranks take contiguous shares of the
-    windows and all get the whole result. `progress(windows done, windows in this share)` is called now and then.
+    `commit` is a Committer, `tokens` a 1-D integer array, `starts` the places of document starts in it, `count` the bytes
+    that the scored targets stand for. `world` has `rank`, `size`, `device`, `all_reduce_sum(tensor)` and
+    `largest(numbers)`; every rank gets the whole result. `adapter` is a built Adapter or None, `mix` the nodes of mixers.
     Raises Problem for an empty stream, ids outside the vocabulary, no bytes, and logits of the wrong shape or not finite.
     """
-    targets = evaluation.scored_targets(len(tokens))
-    plan = evaluation.windows.plan(targets)
-    prove_coverage(plan, targets)
-    _check_stream(tokens, vocab)
-    if count < 1:
-        raise Problem(f"the {targets} targets stand for {count} bytes of text; check that the tokenizer is the data's own")
-    share = len(plan) * world.rank // world.size, len(plan) * (world.rank + 1) // world.size
-    stream = torch.from_numpy(np.asarray(tokens[: targets + 1]).astype(np.int32)).to(world.device)
-    nats_N = _score_share(predict, stream, plan, share, evaluation.batch_windows, vocab, progress)
-    nats_N = world.all_reduce_sum(nats_N).cpu().numpy()
-    _check_finite(nats_N, plan)
-    total = float(nats_N.sum())
-    return Scored(total, targets, count, len(tokens) - 1 - targets, len(plan), nats_N.astype(np.float32))
 
+    def __init__(self, commit, tokens, evaluation, count, world, starts=None, adapter=None, mix=()):
+        self.commit, self.evaluation, self.count, self.world, self.adapter = commit, evaluation, count, world, adapter
+        self.targets = evaluation.scored_targets(len(tokens))
+        self.dropped = len(tokens) - 1 - self.targets
+        starts = np.zeros(0, np.int64) if starts is None else np.asarray(starts)
+        self.starts = starts[starts < self.targets]
+        _check_stream(tokens, commit.vocab)
+        if count < 1:
+            raise Problem(
+                f"the {self.targets} targets stand for {count} bytes of text; check that the tokenizer is the data's own"
+            )
+        maker = evaluation.windows if adapter is None else adapter
+        self.plan = maker.plan(self.targets, self.starts)
+        prove_coverage(self.plan, self.targets)
+        whole = np.arange(len(self.plan))
+        self.schedule = (
+            [shared_out(self.plan, whole, world.size)] if adapter is None else adapter.schedule(self.plan, self.starts)
+        )
+        prove_schedule(self.schedule, self.plan)
+        self.stream = torch.from_numpy(np.asarray(tokens[: self.targets + 1]).astype(np.int32)).to(world.device)
+        self.collator = Collator(self.stream, self.plan)
+        self.mixers = self._build_mixers(mix)
+        asked = [self.stream[1:], *(ids_N for _, mixer in self.mixers for ids_N in mixer.queries)]
+        # Two at least, so that passes without and with a mixer that asks for one id share their graphs.
+        asked = asked if len(asked) > 1 else asked * 2
+        self.ids_NK = torch.stack([ids_N.to(torch.int32) for ids_N in asked], dim=1)
+        self.wants_entropy = any(mixer.wants_entropy for _, mixer in self.mixers)
+        self.forecast, self.plain_pace = None, 0.0  # seconds in all, seconds a target where the rest is scored plainly
+        self.spent = 0.0  # seconds of the budget that were spent on preparing
+        self.read = self.plainly_scored = 0  # positions read by this rank's passes; targets that the budget left over
 
-@torch.no_grad()
-def warm_shapes(predict, evaluation, targets, device):
-    """Calls `predict` once for each shape of batch that scoring `targets` targets will need: compilation happens here."""
-    plan = evaluation.windows.plan(targets)
-    for length, first in sorted({*zip(plan.length.tolist(), plan.first.tolist(), strict=True)}):
-        predict(torch.zeros(evaluation.batch_windows, length, dtype=torch.int64, device=device), first)
+    def _build_mixers(self, mix):
+        if not mix:
+            return []
+        # Statistics come from what stands before in the order of scoring, and contexts stop where windows see no further.
+        in_order = self.adapter is None or all(np.all(np.diff(group.windows()) > 0) for group in self.schedule)
+        rank_N = None if in_order else torch.from_numpy(scoring_rank(self.schedule, self.plan)).to(self.stream.device)
+        floor_N = None if self.plan.floor is None else torch.from_numpy(visible_from(self.plan)).to(self.stream.device)
+        history = History(self.stream, rank_N, floor_N, self.commit.vocab)
+        return build_mixers(mix, history)
 
+    def cuts(self, windows):
+        """How windows are cut into batches: [Cut]."""
+        size = self.evaluation.batch_windows
+        return self.collator.cuts(windows, size) if self.adapter is None else self.adapter.cuts(self.collator, windows)
 
-def _score_share(predict, stream, plan, share, batch, vocab, progress):
-    """float64 nats_N on the stream's device: this share's targets filled in, zero elsewhere.
+    @torch.no_grad()
+    def warm_up(self):
+        """Runs each kind of batch and of learning on random tokens: all is compiled then. Returns a forecast in seconds."""
+        own = [
+            cut
+            for group in self.schedule
+            for episode in group.of_rank(self.world.rank, self.world.size)
+            for one in episode.rounds
+            for cut in self.cuts(one.windows)
+        ]
+        families = {}
+        for cut in own:
+            families.setdefault(_family(cut), {})[cut.shape[1]] = cut
+        seconds = {}
+        for family, by_length in families.items():
+            # The shortest and the longest: between them time goes by the length, and one graph serves all.
+            for length in {min(by_length), max(by_length)}:
+                seconds[family, length] = self._seconds_of(self.collator, by_length[length])
+        total = sum(_interpolated(seconds, families[_family(cut)], cut) for cut in own)
+        self._measure_plain()
+        if self.adapter is not None:
+            total += self.adapter.warm_up(self.commit.vocab, self.plan, self.schedule)
+        self.forecast = self.world.largest([total])[0]
+        return self.forecast
 
-    Every batch has `batch` rows, the last one of a shape repeated if need be: one compiled graph serves a shape.
-    """
-    nats_N = torch.zeros(len(stream) - 1, dtype=torch.float64, device=stream.device)
-    start_W = torch.from_numpy(plan.start).to(stream.device)
-    offset_T = torch.arange(int(plan.length.max()), device=stream.device)
-    row_B = torch.arange(batch, device=stream.device)
-    begin, end, checked_to = plan.begin, plan.end, None
-    for number, (low, high) in enumerate(plan.batches(*share, batch), 1):
-        length, first = int(plan.length[low]), int(plan.first[low])
-        # Neighbours score neighbouring targets (prove_coverage), so a batch fills one span.
-        span = slice(int(begin[low]), int(end[high - 1]))
-        ids_BT = stream[start_W[(low + row_B).clamp(max=high - 1), None] + offset_T[:length]].long()
-        logits_BSV = predict(ids_BT, first)
-        _check_logits(logits_BSV, (batch, length - first, vocab))
-        logits_NV = logits_BSV[: high - low].flatten(0, 1)
-        nats_N[span] = _target_nats(logits_NV, stream[span.start + 1 : span.stop + 1].long())
-        checked_to = span.start if checked_to is None else checked_to
-        if number % CHECK_EVERY == 0 or high == share[1]:
-            # A fault ends this share early; it is raised after the ranks have met, on all of them, so that none hangs.
-            if not nats_N[checked_to : span.stop].isfinite().all():
+    def _measure_plain(self):
+        """Seconds a target where the rest is scored plainly."""
+        rest = plain_rest(self.plan, np.arange(len(self.plan)), self.evaluation.windows.length)
+        collator = self._rest_collator(rest)
+        cut = collator.cuts(np.arange(len(rest)), self.evaluation.batch_windows)[0]
+        self.plain_pace = self._seconds_of(collator, cut, plain=True) / int((rest.end - rest.begin)[cut.windows].sum())
+
+    def _rest_collator(self, rest):
+        """Rows of one length, however little is left: the one that was warmed up."""
+        return Collator(self.stream, rest, max(self.collator.length, min(self.evaluation.windows.length, self.targets)))
+
+    def _seconds_of(self, collator, cut, plain=False):
+        """Of one batch of random tokens, the second time that it is run."""
+        batch = collator.build(cut)
+        batch = replace(batch, ids_BT=torch.randint_like(batch.ids_BT, self.commit.vocab))
+        ids_SK = torch.randint(self.commit.vocab, (len(batch.take_N), self.ids_NK.shape[1]), device=self.stream.device)
+        for _ in range(2):
+            self.world.synchronize()
+            begin = time.perf_counter()
+            logp_SK, _ = self._committed(batch, ids_SK, plain)
+            if self.adapter is not None and not plain:
+                self.adapter.after_round(self._live_nats(batch, logp_SK), batch)
+            self.world.synchronize()
+            seconds = time.perf_counter() - begin
+        if self.adapter is not None and not plain:
+            self.adapter.forget()
+        return seconds
+
+    def _committed(self, batch, ids_SK, plain=False):
+        adapter = None if plain else self.adapter
+        with torch.set_grad_enabled(adapter is not None and adapter.by_round):
+            if adapter is None:
+                return self.commit(batch, ids_SK, entropy=self._entropy_asked())
+            return self.commit(batch, ids_SK, adapter.tensors(batch), adapter.linear, self._entropy_asked())
+
+    @staticmethod
+    @torch.enable_grad()
+    def _live_nats(batch, logp_SK):
+        return torch.where(batch.live_N, -logp_SK[:, 0], 0.0)
+
+    @torch.no_grad()
+    def run(self, progress=None):
+        """[(name or None, Scored)]: what the model itself scores, then what it scores with each mixer added.
+
+        `progress(targets done, targets of this rank)` is called now and then.
+        """
+        device, asked = self.stream.device, self.ids_NK.shape[1]
+        # One row more than there are targets: spare slots are written there.
+        self.logp_NK = torch.zeros(self.targets + 1, asked, dtype=torch.float64, device=device)
+        self.entropy_N = torch.zeros(self.targets + 1 if self._entropy_asked() else 0, dtype=torch.float64, device=device)
+        self.times_N = torch.zeros(self.targets + 1, dtype=torch.int32, device=device)
+        self.revealed, self.progress = Revealed(self.stream), progress
+        self.scored_W = np.zeros(len(self.plan), bool)
+        self.begin = self.last_look = time.perf_counter()
+        self.stopped, self.fault, self.batches, self.longest_gap = False, False, 0, 0.0
+        own = [group.of_rank(self.world.rank, self.world.size) for group in self.schedule]
+        windows = [one.windows for group in own for episode in group for one in episode.rounds]
+        windows = np.concatenate(windows) if windows else np.zeros(0, np.int64)
+        self.own = self.left = self._count(windows)
+        for group, episodes in zip(self.schedule, own, strict=True):
+            for episode in episodes:
+                self._run_episode(episode)
+            if self.adapter is not None and not self._all_meet(group):
                 break
-            checked_to = span.stop
-            if progress:
-                progress(high - share[0], share[1] - share[0])
-    return nats_N
+        if not self.fault:
+            self._score_rest(np.sort(windows[~self.scored_W[windows]]))
+        return self._results()
+
+    def _entropy_asked(self):
+        return self.wants_entropy or (self.adapter is not None and self.adapter.wants_entropy)
+
+    def _count(self, windows):
+        return int((self.plan.end[windows] - self.plan.begin[windows]).sum())
+
+    def _run_episode(self, episode):
+        if self.adapter is not None:
+            self.adapter.begin(episode)
+        for one in episode.rounds:
+            for cut in self.cuts(one.windows):
+                if self.stopped or self.fault:
+                    return
+                batch = self.collator.build(cut)
+                logp_SK = self._score(batch)
+                if self.adapter is not None and self.adapter.by_round:
+                    self.adapter.after_round(self._live_nats(batch, logp_SK), batch)
+                self._account(cut)
+
+    def _score(self, batch, plain=False):
+        logp_SK, entropy_S = self._committed(batch, self.ids_NK[batch.target_N].long(), plain)
+        self.read += batch.ids_BT.numel()
+        at_S = torch.where(batch.live_N, batch.target_N, self.targets)
+        self.logp_NK[at_S] = logp_SK.detach().double()
+        self.times_N.index_add_(0, at_S, torch.ones_like(at_S, dtype=torch.int32))
+        if entropy_S is not None:
+            self.entropy_N[at_S] = entropy_S.detach().double()
+        return logp_SK
+
+    def _account(self, cut):
+        """Now and then waits for the device, looks whether all is finite, and whether the budget still lasts."""
+        self.scored_W[cut.windows] = True
+        self.left -= self._count(cut.windows)
+        self.batches += 1
+        if self.batches % CHECK_EVERY and self.left and (self.adapter is None or not self.adapter.by_round):
+            return
+        self.world.synchronize()
+        now = time.perf_counter()
+        self.longest_gap, self.last_look = max(self.longest_gap, now - self.last_look), now
+        if self.batches % CHECK_EVERY == 0 or not self.left:
+            # A fault ends this share early; it is raised after the ranks have met, on all of them, so that none hangs.
+            self.fault = not bool(self.logp_NK[: self.targets, 0].isfinite().all())
+            if self.progress:
+                self.progress(self.own - self.left, self.own)
+        self.stopped |= self._too_late(now)
+
+    def _too_late(self, now):
+        """Whether another stretch like the longest so far would leave too little time to score the rest plainly."""
+        plain = 1.2 * self.plain_pace * self.left
+        return bool(self.left) and self.spent + now - self.begin + self.longest_gap + plain > self.evaluation.seconds
+
+    def _all_meet(self, group):
+        """After a group: all ranks learn whether one has to stop; if none has, the adapter learns. False ends adapting."""
+        self.stopped |= self._too_late(time.perf_counter())
+        stopped, fault = self.world.largest([float(self.stopped), float(self.fault)])
+        self.stopped, self.fault = bool(stopped), bool(fault)
+        if self.stopped or self.fault:
+            return False
+        windows = group.windows()
+        for window in windows:
+            self.revealed.mark(self.plan.begin[window], self.plan.end[window])
+        self.adapter.after_group(group, self.plan, self.revealed, self._mean_entropy(windows))
+        self.world.synchronize()
+        self.longest_gap, self.last_look = max(self.longest_gap, time.perf_counter() - self.last_look), time.perf_counter()
+        return True
+
+    def _mean_entropy(self, windows):
+        """Mean entropy in nats over the targets of these windows, of all ranks; None unless the adapter wants it."""
+        if not self.adapter.wants_entropy:
+            return None
+        begin, end = int(self.plan.begin[windows].min()), int(self.plan.end[windows].max())
+        total = self.world.all_reduce_sum(self.entropy_N[begin:end].sum())
+        return float(total) / self._count(windows)
+
+    def _score_rest(self, windows):
+        """Scores what the budget left over in windows side by side, from the weights as they are, and learns nothing."""
+        self.plainly_scored = self._count(windows)
+        rest = plain_rest(self.plan, windows, self.evaluation.windows.length)
+        collator = self._rest_collator(rest)
+        for cut in collator.cuts(np.arange(len(rest)), self.evaluation.batch_windows):
+            self._score(collator.build(cut), plain=True)
+
+    def _results(self):
+        """All ranks' parts put together, proved whole, and mixed."""
+        world, targets = self.world, self.targets
+        whole_NK, times_N = world.all_reduce_sum(self.logp_NK[:targets]), world.all_reduce_sum(self.times_N[:targets])
+        nats_N = -whole_NK[:, 0].cpu().numpy()
+        _check_finite(nats_N, self.plan)
+        if not bool((times_N == 1).all()):
+            at = int(torch.nonzero(times_N != 1)[0])
+            raise ValueError(f"target {at} was scored {int(times_N[at])} times")
+        entropy_N = world.all_reduce_sum(self.entropy_N[:targets]) if self._entropy_asked() else None
+        ours = torch.tensor([self.read, self.plainly_scored], dtype=torch.int64, device=self.stream.device)
+        self.read, self.plainly_scored = world.all_reduce_sum(ours).tolist()
+        facts = {"seconds_budget": self.evaluation.seconds, "plainly_scored": self.plainly_scored}
+        facts |= {} if self.forecast is None else {"seconds_forecast": round(self.forecast, 1)}
+        facts |= {} if self.adapter is None else self.adapter.summary()
+        results = [(None, self._scored(nats_N, facts))]
+        if self.mixers:
+            committed = Committed(self.ids_NK, whole_NK, entropy_N)
+            for name, mixed_N, summary in mixed_nats(committed, self.mixers, self.stream[1:].long()):
+                results.append((name, self._scored(mixed_N.cpu().numpy(), summary)))
+        return results
+
+    def _scored(self, nats_N, facts):
+        total = float(nats_N.sum())
+        return Scored(total, self.targets, self.count, self.dropped, len(self.plan), nats_N.astype(np.float32), facts)
 
 
-def _target_nats(logits_NV, target_N):
-    """-ln softmax(logits)[target] in float64, a bounded number of rows at a time."""
-    rows = max(1, NORMALISE_ELEMENTS // logits_NV.shape[1])
-    parts = []
-    for logits, target in zip(logits_NV.split(rows), target_N.split(rows), strict=True):
-        logits = logits.double()
-        parts.append(logits.logsumexp(1) - logits.gather(1, target[:, None])[:, 0])
-    return torch.cat(parts)
+def score_stream(commit, tokens, evaluation, count, world, progress=None, **more):
+    """The Scored of the model alone, in one Pass without a forecast."""
+    return Pass(commit, tokens, evaluation, count, world, **more).run(progress)[0][1]
+
+
+def _family(cut):
+    """Rows and slots of a cut's batch, and whether windows share rows: all but the length."""
+    return cut.shape[0], cut.shape[2], cut.layout is not None
+
+
+def _interpolated(seconds, by_length, cut):
+    """Seconds of a batch: on the line through those of the shortest and the longest of its family."""
+    low, high, family = min(by_length), max(by_length), _family(cut)
+    share = (cut.shape[1] - low) / max(1, high - low)
+    return seconds[family, low] + share * (seconds[family, high] - seconds[family, low])
 
 
 def _check_stream(tokens, vocab):
@@ -126,12 +333,6 @@ def _check_stream(tokens, vocab):
         raise Problem(
             f"token {at} of the validation stream is {tokens[at]}, not in 0..{vocab - 1}; take this vocabulary's data"
         )
-
-
-def _check_logits(logits, shape):
-    if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != shape or not logits.is_floating_point():
-        found = f"{logits.dtype} {list(logits.shape)}" if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise Problem(f"the predictor gave {found}, not float logits [windows, positions, vocabulary] = {list(shape)}")
 
 
 def _check_finite(nats_N, plan):

@@ -1,60 +1,160 @@
-"""The stage `score`: scores what is packed in a run folder and writes score.json, nats.npy and its part of run.json."""
+"""The stage `score`: the passes over the validation stream, their gains, score.json and nats.npy."""
 
 import hashlib
-from dataclasses import replace
+import time
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import numpy as np
 
-from ..data.dataset import count_target_bytes, validation_tokens
+from ..data.dataset import target_bytes, validation_tokens
+from ..data.tokenizer import BOS_ID
 from ..files import replacing, write_json
 from ..runfolder import NATS, PACKED, RUN, SCORE, need, read_run, update_run
-from .scorer import score_stream, warm_shapes
+from ..sites import EvaluationSite
+from .adapter import AdaptContext, build_adapter
+from .bootstrap import document_of_targets, paired_bootstrap
+from .commit import Committer, read_model
+from .scorer import Pass, Scored
 from .windows import NonOverlapping
 
 
-def score_packed(folder, recipe, predict, dataset, clock, world, keep_nats=False, progress=None):
-    """Scores `predict`, the predictor that was loaded from the folder's model.bin, on the dataset's validation stream.
+@dataclass(frozen=True)
+class PassPlan:
+    """What one pass over the stream does: its windows, what learns on the way, what is mixed in."""
 
-    Returns what score.json holds: the figures of `Scored`, `phases` (seconds so far), `stages`, and the hashes of data and
-    model. With `keep_nats`, nats.npy holds float32 nats of every target, in order. Only rank 0 writes.
+    name: str
+    evaluation: EvaluationSite
+    adapt: tuple = ()
+    mix: tuple = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """One figure of a score: its name, its Scored, the seconds of its pass, and what was read in it."""
+
+    name: str
+    scored: Scored
+    seconds: float
+    rates: dict = field(default_factory=dict)
+
+    def as_json(self):
+        """As score.json has it."""
+        facts = {"name": self.name, "bpb": self.scored.bpb, "nats": self.scored.nats, "seconds": self.seconds}
+        return facts | self.rates | self.scored.facts
+
+
+def pass_plans(recipe, last_only=False):
+    """The passes of a recipe: windows side by side, as the unpacked weights are scored; its own windows; what adapts in
+    them and is mixed in. The last is the score."""
+    evaluation, name = recipe.evaluate, type(recipe.evaluate.windows).__name__
+    plain = replace(evaluation, windows=NonOverlapping(recipe.model.sequence))
+    plans = [PassPlan("NonOverlapping", plain)]
+    if recipe.adapt:
+        plans += [PassPlan(name, evaluation)] if plain != evaluation else []
+        plans += [PassPlan("+".join(type(node).__name__ for node in recipe.adapt), evaluation, recipe.adapt, recipe.mix)]
+    elif plain != evaluation or recipe.mix:
+        plans = [*plans[: plain != evaluation], PassPlan(name, evaluation, (), recipe.mix)]
+    return plans[-1:] if last_only else plans
+
+
+class Scoring:
+    """A model on a machine and the stream that it is scored on, for any number of passes.
+
+    `model` is a GPTModule, or with `read` (a Committer's) whatever that reads. `flops`: FLOPs a position takes.
+    """
+
+    def __init__(self, model, machine, dataset, clock, world, flops=None, note=None, progress=None, read=None):
+        self.model, self.machine, self.clock, self.world = model, machine, clock, world
+        self.read = read or read_model(model)
+        self.flops, self.note, self.progress = flops, note, progress
+        self.dataset, self.tokens = dataset, validation_tokens(dataset)
+        self.starts = np.flatnonzero(self.tokens == BOS_ID)
+        # One for passes that learn by round, one for the others: what is compiled for a pass serves the next.
+        self.committers = {
+            dynamic: Committer(self.read, dataset.vocab, world.device, machine.compiled, dynamic)
+            for dynamic in (False, True)
+        }
+
+    def run(self, plan, phase="score"):
+        """[Stage] of one PassPlan: the model's own figure first, then one for each mixer. Seconds of compilation, and of
+        random tokens run to see how long the rest will take, are the clock's `compile`; the others are `phase`'s."""
+        evaluation, world = plan.evaluation, self.world
+        context = AdaptContext(self.model, self.machine, world, evaluation)
+        adapter = build_adapter(plan.adapt, context)
+        dynamic = adapter is not None and adapter.by_round
+        commit = self.committers[dynamic]
+        begin = time.perf_counter()
+        with self.clock.phase(phase):
+            counts_N = target_bytes(self.dataset, self.tokens, evaluation.scored_targets(len(self.tokens)))
+            one = Pass(commit, self.tokens, evaluation, int(counts_N.sum()), world, self.starts, adapter, plan.mix)
+        one.spent = time.perf_counter() - begin
+        if self.machine.compiled or adapter is not None or plan.mix:
+            with self.clock.phase("compile"):
+                forecast = one.warm_up() + one.spent
+            self._say(plan, forecast, evaluation.seconds)
+        begin = time.perf_counter()
+        try:
+            with self.clock.phase(phase):
+                results = one.run(self.progress)
+        finally:
+            if adapter is not None:
+                adapter.restore()
+        seconds = time.perf_counter() - begin + one.spent
+        if one.plainly_scored and self.note:
+            self.note(
+                f"{plan.name}: {one.plainly_scored:,} targets were scored plainly, to end within {evaluation.seconds:g} s"
+            )
+        return [Stage(name or plan.name, scored, seconds, self._rates(one, adapter, seconds)) for name, scored in results]
+
+    def _say(self, plan, forecast, budget):
+        if self.note and plan.adapt + plan.mix:
+            over = "" if forecast <= budget else ": too long, the rest will be scored plainly"
+            self.note(f"{plan.name}: this will take {forecast:.0f} s of {budget:.0f} s{over}")
+
+    def _rates(self, one, adapter, seconds):
+        rates = {"tokens_per_second": round(one.targets / seconds), "positions_per_second": round(one.read / seconds)}
+        peak = self.machine.peak_flops
+        if adapter is None and self.flops and peak:
+            rates["flop_utilisation"] = round(self.flops * one.read / (seconds * peak * self.world.size), 4)
+        return rates
+
+
+def gains(stages, counts_N, starts, draws=1000):
+    """What each stage gained over the one before it, by a paired bootstrap over documents: [None, {...}, ...]."""
+    document_N = document_of_targets(starts, len(counts_N))
+    found = [None]
+    for before, after in pairwise(stages):
+        found.append(paired_bootstrap(after.scored.nats_N, before.scored.nats_N, counts_N, document_N, draws))
+    return found
+
+
+def score_packed(folder, recipe, scoring, keep_nats=False, last_only=False):
+    """Scores the model of a Scoring, which was loaded from the folder's model.bin, as the recipe says; writes score.json.
+
+    Returns what score.json holds: the figures of the last stage, `phases` (seconds so far), `stages`, the evaluation that
+    was used, and the hashes of data and model. With `keep_nats`, nats.npy holds float32 nats of every target, in order.
     """
     packed = need(folder, PACKED, "pack")
-    stages = score_stages(predict, dataset, evaluation_stages(recipe), clock, world, "score", progress)
-    scored = stages[-1][1]
+    stages = [stage for plan in pass_plans(recipe, last_only) for stage in scoring.run(plan)]
+    scored, rows = stages[-1].scored, [stage.as_json() for stage in stages]
+    counts_N = target_bytes(scoring.dataset, scoring.tokens, scored.tokens)
+    for row, gain in zip(rows, gains(stages, counts_N, scoring.starts), strict=True):
+        row |= {"gain": gain} if gain else {}
     report = scored.as_json() | {
-        "phases": dict(clock.seconds),
-        "stages": [{"name": name, "bpb": one.bpb, "nats": one.nats, "seconds": seconds} for name, one, seconds in stages],
-        "data_hash": dataset.data_hash,
+        "phases": dict(scoring.clock.seconds),
+        "stages": rows,
+        "normalised": scored.facts.get("normalised", True),
+        "evaluation": {name: repr(getattr(recipe, name)) for name in SCORING},
+        "data_hash": scoring.dataset.data_hash,
         "model_sha256": hashlib.sha256(packed.read_bytes()).hexdigest(),
     }
-    if world.rank == 0:
+    if scoring.world.rank == 0:
         _write_score(packed.parent, report, scored.nats_N if keep_nats else None)
     return report
 
 
-def score_stages(predict, dataset, evaluations, clock, world, phase, progress=None):
-    """[(name of the windows, Scored, seconds)] of a dataset's validation stream, one for each Evaluation.
-
-    On a GPU each shape of batch is first run once, as phase `compile`, so that `phase` counts scoring alone.
-    """
-    tokens, done = validation_tokens(dataset), []
-    for evaluation in evaluations:
-        targets = evaluation.scored_targets(len(tokens))
-        if world.device.type == "cuda":
-            with clock.phase("compile"):
-                warm_shapes(predict, evaluation, targets, world.device)
-        before = clock.seconds.get(phase, 0.0)
-        with clock.phase(phase):
-            count = count_target_bytes(dataset, tokens, targets)
-            scored = score_stream(predict, tokens, evaluation, count, dataset.vocab, world, progress)
-        done.append((type(evaluation.windows).__name__, scored, clock.seconds[phase] - before))
-    return done
-
-
-def evaluation_stages(recipe):
-    """Windows side by side first, as the unpacked weights are scored after training; the recipe's own last: the score."""
-    plain = replace(recipe.evaluate, windows=NonOverlapping(recipe.model.sequence))
-    return list(dict.fromkeys((plain, recipe.evaluate)))
+SCORING = ("evaluate", "adapt", "mix")  # the fields of a recipe that say how it is scored
 
 
 def _write_score(folder, report, nats_N):

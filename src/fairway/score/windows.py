@@ -20,6 +20,7 @@ class WindowPlan:
     start: np.ndarray  # index of the first input token
     length: np.ndarray  # number of input tokens
     first: np.ndarray  # offset of the first scored position
+    floor: np.ndarray | None = None  # the first token of the window's document; None: the stream is one text
 
     def __len__(self):
         return len(self.start)
@@ -58,7 +59,7 @@ class Sliding(WindowSite):
         if not 0 < self.stride <= self.length:
             raise Problem(f"Sliding.stride takes 1 to length ({self.length}), not {self.stride}")
 
-    def plan(self, targets):
+    def plan(self, targets, starts=None):
         """The WindowPlan of `targets` targets; fewer than a window make one shorter window."""
         if targets < 1:
             raise Problem(f"{targets} targets to score: the validation stream needs at least 2 tokens")
@@ -80,23 +81,64 @@ class NonOverlapping(WindowSite):
         if self.length < 1:
             raise Problem(f"NonOverlapping.length takes 1 or more, not {self.length}")
 
-    def plan(self, targets):
+    def plan(self, targets, starts=None):
         """The WindowPlan of `targets` targets."""
         return Sliding(self.length, self.length).plan(targets)
 
 
 @dataclass(frozen=True)
+class Documents(WindowSite):
+    """Every document by itself: in one window where it has at most `length` inputs, else sliding inside of it.
+
+    A document is tokens starts[d]..starts[d + 1]: its last target is the next one's first token, so every target is
+    scored once, and its inputs never include another document's. Tokens before the first start are a document too.
+    """
+
+    by_document = True
+
+    length: int = 2048
+    stride: int = 64
+
+    def __post_init__(self):
+        if not 0 < self.stride <= self.length:
+            raise Problem(f"Documents.stride takes 1 to length ({self.length}), not {self.stride}")
+
+    def plan(self, targets, starts=None):
+        """The WindowPlan of `targets` targets; `starts` int64 [documents], ascending, those from `targets` on without
+        effect; None is none."""
+        if targets < 1:
+            raise Problem(f"{targets} targets to score: the validation stream needs at least 2 tokens")
+        starts = np.zeros(0, np.int64) if starts is None else np.asarray(starts, np.int64)
+        floor_D = np.union1d(starts[starts < targets], [0])
+        inputs_D = np.diff(floor_D, append=targets)
+        length_D = np.minimum(inputs_D, self.length)
+        count_D = 1 - (length_D - inputs_D) // self.stride
+        floor, inputs, length = (np.repeat(part_D, count_D) for part_D in (floor_D, inputs_D, length_D))
+        place = np.arange(len(floor)) - np.repeat(np.cumsum(count_D) - count_D, count_D)  # of a window in its document
+        scored = length + self.stride * (place - 1)  # inputs of the document whose targets the windows before score
+        end = np.minimum(scored + self.stride, inputs)
+        first = np.where(place > 0, scored - (end - length), 0)
+        return WindowPlan(floor + end - length, length, first, floor)
+
+
+@dataclass(frozen=True)
 class Evaluation(EvaluationSite):
-    """How a stream is scored. `multiple_of` drops the last targets beyond a multiple (the contest's recipes: 2048)."""
+    """How a stream is scored. `multiple_of` drops the last targets beyond a multiple (the contest's recipes: 2048).
+
+    `seconds` is the budget of one pass with all that adapts in it; where it runs out, the rest is scored plainly.
+    """
 
     windows: WindowSite
     multiple_of: int = 1
     batch_windows: int = 32  # windows in one forward pass; changes speed and memory, not the score
+    seconds: float = 600.0
 
     def __post_init__(self):
         for name in ("multiple_of", "batch_windows"):
             if getattr(self, name) < 1:
                 raise Problem(f"Evaluation.{name} takes 1 or more, not {getattr(self, name)}")
+        if not self.seconds > 0:
+            raise Problem(f"Evaluation.seconds is {self.seconds:g}: a budget of none; give more than 0")
 
     def scored_targets(self, tokens):
         """How many targets of a stream of `tokens` tokens are scored; Problem when none is."""
@@ -109,13 +151,17 @@ class Evaluation(EvaluationSite):
 
 
 def prove_coverage(plan, targets):
-    """Raises ValueError unless the plan scores every target 0..targets - 1 exactly once, in order."""
+    """Raises ValueError unless the plan scores every target 0..targets - 1 exactly once, in order, and no window reads
+    what stands before its document."""
     begin, end = plan.begin, plan.end
     if not len(plan) or begin[0] != 0 or end[-1] != targets:
         covered = f"{begin[0]}..{end[-1] - 1}" if len(plan) else "nothing"
         raise ValueError(f"the windows score targets {covered}, not 0..{targets - 1}")
     if (bad := np.flatnonzero((plan.start < 0) | (plan.first < 0) | (begin >= end))).size:
         raise ValueError(f"window {bad[0]} is empty or reads outside of the stream")
+    if plan.floor is not None and (bad := np.flatnonzero(plan.start < plan.floor)).size:
+        at = bad[0]
+        raise ValueError(f"window {at} reads from token {plan.start[at]}, its document starts at {plan.floor[at]}")
     if (bad := np.flatnonzero(begin[1:] != end[:-1])).size:
         at = bad[0] + 1
         fault = "scores again" if begin[at] < end[at - 1] else "leaves out"
