@@ -106,9 +106,10 @@ def print_score(scored):
     print_table("score", ("stage", "bpb", "against the one above (95 %)", "nats", "seconds", "tokens/s"), rows)
     for one in scored["stages"]:
         if one.get("says"):
-            print(f"{one['name']}: {one['says']}")
+            print(f"\n{one['name']}: {one['says']} (mean_z {one['mean_z']:,.1f} over {one['sampled_targets']:,} targets)")
         if one.get("plainly_scored"):
             left, budget = one["plainly_scored"], one["seconds_budget"]
-            print(f"{one['name']}: {left:,} targets were scored plainly to end within {budget:g} s")
-    print(f"\n{scored['bpb']:.8f} bpb over {scored['tokens']:,} tokens and {scored['bytes']:,} bytes", end="")
+            print(f"{one['name']}: {left:,} targets were scored plainly, for the budget of {budget:g} s")
+    what = "bpb" if scored["normalised"] else "by a rule that is no probability: no score. That"
+    print(f"\n{scored['bpb']:.8f} {what} over {scored['tokens']:,} tokens and {scored['bytes']:,} bytes", end="")
     print(f" (implied bytes {scored['implied_bytes']:,.1f}; {scored['dropped_targets']} targets dropped)")

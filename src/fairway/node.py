@@ -172,7 +172,8 @@ def checked(value, kind, where):
     if _fits(value, kind):
         return float(value) if kind is float else value
     wanted = getattr(kind, "__name__", str(kind)) if not typing.get_args(kind) else str(kind).replace("typing.", "")
-    raise Problem(f"{where} takes {wanted}, not {value!r}")
+    hint = "; write it as (X(...),)" if typing.get_origin(kind) is tuple and isinstance(value, Node) else ""
+    raise Problem(f"{where} takes {wanted}, not {value!r}{hint}")
 
 
 def _fits(value, kind):

@@ -90,7 +90,7 @@ class WindowSite(Node):
 
 class AdaptSite(Node):
     """adapt: build(AdaptContext) -> an Adapter (score/adapter.py), which learns from scored tokens and nothing else.
-    `fresh`: stream techniques that the model gets for scoring alone, at their initial values."""
+    `fresh`: stream techniques that the model gets for scoring alone, at their initial values (zeros for what is drawn)."""
 
     fresh = ()
 

@@ -155,11 +155,13 @@ def _train_to_the_end(world, folder, recipe, dataset, trainer, clock, threads, t
         terminal.note("no validation shards: the weights are not scored")
     else:
         plain, found = pass_plans(recipe)[0], {}
+        scoring = Scoring(model, machine, dataset, clock, world)
         for name, tensors in [("weights", None), *others]:
             if tensors is not None:
                 put_weights(model, tensors)
             with terminal.progress(f"score the {name}") as bar:
-                (stage,) = Scoring(model, machine, dataset, clock, world, progress=bar).run(plain, "validate")
+                scoring.progress = bar
+                (stage,) = scoring.run(plain, "validate")
             found[name] = stage.scored.bpb
             results |= {"bpb": found, "phases": dict(clock.seconds)}
             if world.rank == 0:
@@ -223,7 +225,7 @@ def score(folder, data, keep_nats, settings, last_only, terminal):
             if world.rank == 0:
                 held.enter_context(owning(folder))
             scoring = Scoring(model, machine, dataset, clock, world, flops, terminal.note, bar)
-            return score_packed(folder, recipe, scoring, keep_nats, last_only)
+            return score_packed(folder, recipe, scoring, keep_nats, last_only, own=not settings)
 
 
 def _scored_otherwise(recipe, settings):

@@ -20,6 +20,8 @@ ADAPTERS = (
     (ScoreFirstSGD(rate=0.05, chunk=64, epochs=2, entropy_band=(1.5, 2.2)),),
     (ScoreFirstSGD(rate=0.05, chunk=32, epochs=1, fresh=(HashEmbedding(buckets=64),)),),
     (DocumentLoRA(rank=2, alpha=4.0, rate=0.02, batch=3, context=LENGTH, chunks=((12, 2),), chunk=4, lanes=2),),
+    # Whole documents are single chunks of batches of one, in two phases: groups of one window, out of the stream's order.
+    (DocumentLoRA(rank=2, batch=1, context=LENGTH, chunks=(), chunk=LENGTH, lanes=2, phases=2, prefix=2, base_rate=0.05),),
 )
 TILT = TokenTilt(rules=((3, 0.4, 1), (2, 0.4, 2), (1, 0.3, 2)))
 CACHE = BackoffCache(orders=(2, 3, 4), least=2, every=32)

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fairway.score
-from conformance.evaluators_table import ADAPTERS, LENGTH, MIXERS, ROWS, UNNORMALISED, WINDOWS
+from conformance.evaluators_table import ADAPTERS, LENGTH, MIXERS, ROWS, TILT, UNNORMALISED, WINDOWS
 from conformance.table import BASE, BOS, randomise
 from fairway.kernels.capability import capability
 from fairway.model.positions import QKNorm, Rotary
@@ -180,8 +180,21 @@ def test_the_published_cache_sums_to_more_than_one_and_says_so():
 @pytest.mark.parametrize("windows, adapt, mix", CHAINS, ids=brief)
 def test_noise_is_never_predicted_better_than_noise_can_be(windows, adapt, mix):
     tokens = np.random.default_rng(9).integers(BOS + 1, VOCAB, 600).astype(np.uint16)
-    one = passing(tokens, windows, adapt, mix)[0]
+    one = passing(tokens, windows, adapt, mix, starts=np.array([0, 150, 260, 450]))[0]
     scored = one.run()[-1][1]
     # Not even a model that knew which ids occur could do better than their number; four standard errors of room.
     error = float(scored.nats_N.std()) / math.sqrt(scored.tokens)
     assert scored.nats / scored.tokens > math.log(VOCAB - BOS - 1) - 4 * error
+
+
+def test_mixers_learn_in_the_order_of_scoring_also_where_every_group_is_a_single_window():
+    lora = DocumentLoRA(rank=2, batch=1, context=LENGTH, chunks=(), chunk=LENGTH, phases=2, prefix=2)
+    body = [3, 4, 5, 6, 7, 3, 4, 5, 6, 7, 3, 4, 5, 6, 7]
+    tokens = np.array([BOS, *body[:5], BOS, *body[:9], BOS, *body[:14]], np.uint16)
+    one = passing(tokens, WINDOWS[0], (lora,), (TILT,))[0]
+    assert [group.windows().tolist() for group in one.schedule] == [[2], [1], [0]]
+    # The first document, scored last, repeats the others: they must not have seen it.
+    first = np.arange(len(tokens)) < 6
+    before_N = one.run()[-1][1].nats_N
+    after_N = nats_of(flipped(tokens, first & (tokens != BOS), 4), WINDOWS[0], (lora,), (TILT,))
+    np.testing.assert_array_equal(after_N[6:], before_N[6:])

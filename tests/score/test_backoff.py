@@ -192,7 +192,7 @@ def test_a_stream_of_one_token_has_nothing_to_look_up():
         ({"every": 0}, "every takes 1 or more, not 0"),
         ({"factors": ()}, r"factors is \(\)"),
         ({"factors": (1.0, -1.0)}, ".*none below 0"),
-        ({"cap": 1.5}, "cap takes 0 to 1, not 1.5"),
+        ({"cap": 1.5}, "cap takes 0 to below 1, not 1.5"),
     ],
 )
 def test_senseless_fields_are_one_line(kind, fields, words):

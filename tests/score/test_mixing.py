@@ -24,7 +24,7 @@ VOCAB = 5
 TILT = TokenTilt(rules=((3, 0.5, 1), (2, 0.5, 2), (1, 0.4, 2)))
 FIXED = TokenTilt(rules=((2, 0.3, 1),), strength=7.5, by_share=False)
 CACHE = BackoffCache(orders=(2, 3, 4), least=2, every=1)
-CHUNKED = BackoffCache(orders=(2, 4), least=1, every=16, low=0.3, cap=1.0)
+CHUNKED = BackoffCache(orders=(2, 4), least=1, every=16, low=0.3, cap=0.999)
 NODES = (TILT, FIXED, CACHE, CHUNKED)
 
 

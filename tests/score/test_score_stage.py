@@ -128,7 +128,8 @@ def test_the_run_keeps_what_it_knew_and_gains_the_score(run, data):
     facts = json.loads((run / "run.json").read_text())
     assert facts["seed"] == 1
     assert facts["bpb"] == {"weights": 9.0, "packed": report["bpb"]}
-    assert facts["phases"] == {"train": 5.0, "score": report["phases"]["score"]}
+    assert facts["phases"] == {"train": 5.0} | report["phases"]
+    assert {"score", "compile"} <= facts["phases"].keys()
 
 
 def test_a_stage_counts_its_own_seconds_only(run, data):
@@ -158,6 +159,9 @@ def test_the_dropped_targets_are_reported(run, data):
 def test_only_the_first_rank_writes(run, data):
     class Second(World):
         """One of two, whose peer did all that is missing here."""
+
+        def largest(self, numbers):
+            return numbers
 
         def all_reduce_sum(self, tensor):
             return tensor.where(tensor != 0, torch.full_like(tensor, -math.log(320) if tensor.is_floating_point() else 1))

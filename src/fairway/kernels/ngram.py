@@ -53,7 +53,9 @@ def continuations_of_lengths(tokens, lengths, rank_N=None, floor_N=None):
     order_N = scoring_order(rank_N, max(len(tokens) - 1, 0))
     bits = token_bits(tokens)
     for length, class_N in context_classes(tokens, lengths):
-        yield length, _followed(tokens, bits, occurrences(class_N, length, order_N, floor_N))
+        found = occurrences(class_N, length, order_N, floor_N)
+        del class_N
+        yield length, _followed(tokens, bits, found)
 
 
 def _followed(tokens, bits, found):

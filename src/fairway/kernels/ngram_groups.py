@@ -109,7 +109,11 @@ def context_classes(tokens, lengths):
                 class_N, classes = _longer(class_N, classes, step)
                 known += step
         if length <= targets:
-            yield length, class_N
+            held = [class_N]
+            if length == lengths[-1]:
+                # Nobody but the caller keeps the last: what is worked on at once has its peak there.
+                del class_N
+            yield length, held.pop()
         else:
             yield length, torch.full((targets,), -1, dtype=torch.int32, device=tokens.device)
 

@@ -1,5 +1,6 @@
 """Every recipe that a command can be asked for by its function's name."""
 
+from ..score.lora import DocumentLoRA
 from .demo import demo
 from .pr162 import pr162
 from .pr864 import pr864
@@ -8,3 +9,6 @@ from .pr1514 import pr1514
 from .pr1523 import pr1523
 
 RECIPES = (demo, pr162, pr864, pr1205, pr1514, pr1523)
+
+# Nodes that stand in no recipe here, but may in somebody's, or in a setting.
+BESIDE = (DocumentLoRA,)

@@ -34,7 +34,7 @@ class Revealed:
     def tokens(self, begin, end):
         """Tokens begin..end, both included, int64 [end - begin + 1]. ValueError unless targets begin..end - 1 are scored.
 
-        Token `begin` is the input before the first of these targets: the text's own beginning, or scored before.
+        Token `begin` is the input before the first of these targets: scored before, or where a document is known to begin.
         """
         if not self._scored_N[begin:end].all():
             raise ValueError(f"targets {begin}..{end - 1} have not all been scored yet: nothing may learn from them")
@@ -70,8 +70,8 @@ class Adapter:
     def begin(self, episode):
         """Before an episode of this rank."""
 
-    def tensors(self, batch=None):
-        """What `linear` needs for a Batch, as tensors that become inputs of the compiled graph."""
+    def tensors(self, rows=None):
+        """What `linear` needs for a batch of so many rows, as tensors that become inputs of the compiled graph."""
         return ()
 
     @staticmethod

@@ -39,8 +39,8 @@ class EntropyWeight:
         """Problem, naming `owner`, for factors that are none or negative, and a cap outside of 0..1."""
         if not self.factors or min(self.factors) < 0:
             raise Problem(f"{owner}.factors is {self.factors}: give one or more, none below 0")
-        if not 0 <= self.cap <= 1:
-            raise Problem(f"{owner}.cap takes 0 to 1, not {self.cap:g}")
+        if not 0 <= self.cap < 1:
+            raise Problem(f"{owner}.cap takes 0 to below 1, not {self.cap:g}: the model must keep some weight")
 
     def weight(self, entropy_N, order_N):
         """float64 [N] of float64 H and the order of each target, 0 where no order was taken."""

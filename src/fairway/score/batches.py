@@ -180,4 +180,8 @@ class Collator:
         return torch.where(own_BT, self.stream[place_BT.clamp(max=len(self.stream) - 1)].long(), 0)
 
     def _device(self, array):
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.stream.device)
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        if self.stream.device.type != "cuda":
+            return tensor
+        # From pinned memory, or the host would wait for all that the device has been given before.
+        return tensor.pin_memory().to(self.stream.device, non_blocking=True)

@@ -79,6 +79,10 @@ class DocumentLoRA(AdaptSite):
             raise Problem(
                 f"DocumentLoRA.chunks is {self.chunks}; give pairs (shorter than, size) of 1 or more, shortest first"
             )
+        if len(set(self.targets)) < len(self.targets) or len({limit for limit, _ in self.chunks}) < len(self.chunks):
+            raise Problem(
+                f"DocumentLoRA of targets {self.targets} and chunks {self.chunks}: give each target and limit once"
+            )
         if self.context < (largest := max([self.chunk, *(size for _, size in self.chunks)])):
             raise Problem(f"DocumentLoRA.context is {self.context}; take the largest chunk, {largest}, or more")
         if bad := [name for name in self.targets if name not in LORA_TARGETS] or not self.targets:
@@ -220,15 +224,15 @@ class DocumentLoRAAdapter(Adapter):
         with torch.no_grad():
             torch._foreach_zero_(self.up + self.second + self.first)
 
-    def tensors(self, batch=None):
-        """A and B of the rows of a Batch; without one, of all."""
+    def tensors(self, rows=None):
+        """A and B of the first rows; by default of all."""
         if self.down is None:
             self._take_lane(0)  # the warm-up begins no episode
         both = self.down + self.up
-        if batch is None or len(batch.ids_BT) == self.node.batch:
+        if rows is None or rows == self.node.batch:
             return tuple(both)
         # Cut here, not in the graph, and with the strides of a tensor of this shape: one graph serves any number of rows.
-        return tuple(one[:, : len(batch.ids_BT)].clone(memory_format=torch.contiguous_format) for one in both)
+        return tuple(one[:, :rows].clone(memory_format=torch.contiguous_format) for one in both)
 
     def linear(self, tensors):
         half = len(tensors) // 2

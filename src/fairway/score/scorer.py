@@ -17,10 +17,11 @@ from .batches import Collator
 from .history import History
 from .mixing import Committed, build_mixers, mixed_nats
 from .rest import plain_rest
-from .schedule import prove_schedule, scoring_rank, shared_out, visible_from
+from .schedule import order_of_scoring, prove_schedule, scoring_rank, shared_out, visible_from
 from .windows import prove_coverage
 
-CHECK_EVERY = 64  # batches between two looks at the results: each look makes the host wait for the device
+CHECK_EVERY = 64  # batches at most between two looks at the results: each look makes the host wait for the device
+LOOKS = 50  # at least, in a pass: the budget ends it to within a fiftieth or so
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +84,10 @@ class Pass:
         prove_schedule(self.schedule, self.plan)
         self.stream = torch.from_numpy(np.asarray(tokens[: self.targets + 1]).astype(np.int32)).to(world.device)
         self.collator = Collator(self.stream, self.plan)
+        before = time.perf_counter()
         self.mixers = self._build_mixers(mix)
+        # Mixing, at the end, takes about as long as counting did.
+        self.mixing = time.perf_counter() - before
         asked = [self.stream[1:], *(ids_N for _, mixer in self.mixers for ids_N in mixer.queries)]
         # Two at least, so that passes without and with a mixer that asks for one id share their graphs.
         asked = asked if len(asked) > 1 else asked * 2
@@ -97,7 +101,7 @@ class Pass:
         if not mix:
             return []
         # Statistics come from what stands before in the order of scoring, and contexts stop where windows see no further.
-        in_order = self.adapter is None or all(np.all(np.diff(group.windows()) > 0) for group in self.schedule)
+        in_order = bool(np.all(np.diff(order_of_scoring(self.schedule)) > 0))
         rank_N = None if in_order else torch.from_numpy(scoring_rank(self.schedule, self.plan)).to(self.stream.device)
         floor_N = None if self.plan.floor is None else torch.from_numpy(visible_from(self.plan)).to(self.stream.device)
         history = History(self.stream, rank_N, floor_N, self.commit.vocab)
@@ -130,7 +134,7 @@ class Pass:
         self._measure_plain()
         if self.adapter is not None:
             total += self.adapter.warm_up(self.commit.vocab, self.plan, self.schedule)
-        self.forecast = self.world.largest([total])[0]
+        self.forecast = self.world.largest([total + self.mixing])[0]
         return self.forecast
 
     def _measure_plain(self):
@@ -166,7 +170,8 @@ class Pass:
         with torch.set_grad_enabled(adapter is not None and adapter.by_round):
             if adapter is None:
                 return self.commit(batch, ids_SK, entropy=self._entropy_asked())
-            return self.commit(batch, ids_SK, adapter.tensors(batch), adapter.linear, self._entropy_asked())
+            tensors = adapter.tensors(len(batch.ids_BT))
+            return self.commit(batch, ids_SK, tensors, adapter.linear, self._entropy_asked())
 
     @staticmethod
     @torch.enable_grad()
@@ -187,11 +192,16 @@ class Pass:
         self.revealed, self.progress = Revealed(self.stream), progress
         self.scored_W = np.zeros(len(self.plan), bool)
         self.begin = self.last_look = time.perf_counter()
-        self.stopped, self.fault, self.batches, self.longest_gap = False, False, 0, 0.0
+        self.stopped, self.fault, self.batches = False, False, 0
+        self.longest_gap = (self.forecast or 0.0) / LOOKS  # seconds between two looks
         own = [group.of_rank(self.world.rank, self.world.size) for group in self.schedule]
         windows = [one.windows for group in own for episode in group for one in episode.rounds]
         windows = np.concatenate(windows) if windows else np.zeros(0, np.int64)
         self.own = self.left = self._count(windows)
+        by_round = self.adapter is not None and self.adapter.by_round
+        ahead = sum(len(episode.rounds) for group in own for episode in group) if by_round else len(windows)
+        ahead //= 1 if by_round else self.evaluation.batch_windows
+        self.every = min(max(1, ahead // LOOKS), CHECK_EVERY)
         for group, episodes in zip(self.schedule, own, strict=True):
             for episode in episodes:
                 self._run_episode(episode)
@@ -235,22 +245,21 @@ class Pass:
         self.scored_W[cut.windows] = True
         self.left -= self._count(cut.windows)
         self.batches += 1
-        if self.batches % CHECK_EVERY and self.left and (self.adapter is None or not self.adapter.by_round):
+        if self.batches % self.every and self.left:
             return
         self.world.synchronize()
         now = time.perf_counter()
         self.longest_gap, self.last_look = max(self.longest_gap, now - self.last_look), now
-        if self.batches % CHECK_EVERY == 0 or not self.left:
-            # A fault ends this share early; it is raised after the ranks have met, on all of them, so that none hangs.
-            self.fault = not bool(self.logp_NK[: self.targets, 0].isfinite().all())
-            if self.progress:
-                self.progress(self.own - self.left, self.own)
+        # A fault ends this share early; it is raised after the ranks have met, on all of them, so that none hangs.
+        self.fault = not bool(self.logp_NK[: self.targets, 0].isfinite().all())
+        if self.progress:
+            self.progress(self.own - self.left, self.own)
         self.stopped |= self._too_late(now)
 
     def _too_late(self, now):
         """Whether another stretch like the longest so far would leave too little time to score the rest plainly."""
-        plain = 1.2 * self.plain_pace * self.left
-        return bool(self.left) and self.spent + now - self.begin + self.longest_gap + plain > self.evaluation.seconds
+        ahead = self.longest_gap + 1.2 * self.plain_pace * self.left + self.mixing
+        return bool(self.left) and self.spent + now - self.begin + ahead > self.evaluation.seconds
 
     def _all_meet(self, group):
         """After a group: all ranks learn whether one has to stop; if none has, the adapter learns. False ends adapting."""
@@ -259,9 +268,10 @@ class Pass:
         self.stopped, self.fault = bool(stopped), bool(fault)
         if self.stopped or self.fault:
             return False
-        windows = group.windows()
-        for window in windows:
-            self.revealed.mark(self.plan.begin[window], self.plan.end[window])
+        windows = np.sort(group.windows())
+        begin, end = self.plan.begin[windows], self.plan.end[windows]
+        for run in np.split(np.arange(len(windows)), np.flatnonzero(begin[1:] != end[:-1]) + 1):
+            self.revealed.mark(begin[run[0]], end[run[-1]])
         self.adapter.after_group(group, self.plan, self.revealed, self._mean_entropy(windows))
         self.world.synchronize()
         self.longest_gap, self.last_look = max(self.longest_gap, time.perf_counter() - self.last_look), time.perf_counter()
@@ -302,7 +312,11 @@ class Pass:
         if self.mixers:
             committed = Committed(self.ids_NK, whole_NK, entropy_N)
             for name, mixed_N, summary in mixed_nats(committed, self.mixers, self.stream[1:].long()):
-                results.append((name, self._scored(mixed_N.cpu().numpy(), summary)))
+                nats_N = mixed_N.cpu().numpy()
+                if not math.isfinite(nats_N.sum()):
+                    at = int(np.flatnonzero(~np.isfinite(nats_N))[0])
+                    raise Problem(f"{name} gives the token of target {at} no chance at all; leave the model some weight")
+                results.append((name, self._scored(nats_N, summary)))
         return results
 
     def _scored(self, nats_N, facts):

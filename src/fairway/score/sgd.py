@@ -38,6 +38,8 @@ class ScoreFirstSGD(AdaptSite):
     fresh: tuple[StreamSite, ...] = ()
 
     def __post_init__(self):
+        if self.chunks < 0 or self.chunks == 1:
+            raise Problem(f"ScoreFirstSGD.chunks is {self.chunks}; take 2 or more, or 0 for those of the stream")
         for name in ("chunk", "epochs"):
             if getattr(self, name) < 1:
                 raise Problem(f"ScoreFirstSGD.{name} is {getattr(self, name)}; take 1 or more")
@@ -52,7 +54,9 @@ class ScoreFirstSGD(AdaptSite):
         return ScoreFirstSGDAdapter(self, context)
 
     def work(self, evaluation, targets):
-        return int(evaluation.windows.plan(targets).length.sum()), self.epochs * (targets - targets % self.chunk)
+        return int(evaluation.windows.plan(targets).length.sum()), self.epochs * (
+            targets - (targets % self.chunk or self.chunk)
+        )
 
 
 class ScoreFirstSGDAdapter(Adapter):
@@ -62,18 +66,24 @@ class ScoreFirstSGDAdapter(Adapter):
         if not 0 <= node.frozen <= layers:
             raise Problem(f"ScoreFirstSGD.frozen is {node.frozen}; take 0 to the model's {layers} blocks")
         self.node, self.length = node, context.evaluation.windows.length
+        if node.chunk < self.length:
+            raise Problem(f"ScoreFirstSGD.chunk is {node.chunk}; take the windows' length {self.length}, or more")
         self.wants_entropy = node.entropy_band is not None
         self.trainer = WeightTrainer(
             context.model, context.machine, context.world, node.momentum, node.clip, node.frozen
         )  # fmt: skip
         self.average = self.live = None  # with `polyak`: the running average, which scores, and the weights that learn
-        self.chunks, self.done, self.steps = 1, 0, 0
+        self.chunks, self.groups, self.done, self.steps = 1, 1, 0, 0
 
     def schedule(self, plan, starts):
         chunk_W = plan.begin // self.node.chunk
         cuts = np.flatnonzero(np.diff(chunk_W)) + 1
         groups = [shared_out(plan, part, self.context.world.size) for part in np.split(np.arange(len(plan)), cuts)]
-        self.chunks = self.node.chunks or len(groups)
+        if 0 < self.node.chunks < len(groups):
+            raise Problem(
+                f"ScoreFirstSGD.chunks is {self.node.chunks}, the stream has {len(groups)}; take that or more, or 0"
+            )
+        self.chunks, self.groups = self.node.chunks or len(groups), len(groups)
         return groups
 
     def warm_up(self, vocab, plan, schedule):
@@ -86,12 +96,13 @@ class ScoreFirstSGDAdapter(Adapter):
             self.context.world.synchronize()
             seconds = time.perf_counter() - begin
         self.trainer.restore()
-        return seconds * self.node.epochs * (len(schedule) - 1)
+        trained = sum(self._trained_in(plan, group) for group in schedule[:-1])
+        return seconds * self.node.epochs * trained / (len(ids_N1) - 1)
 
     def after_group(self, group, plan, revealed, entropy):
         done, self.done = self.done, self.done + 1
         count = self._trained_in(plan, group)
-        if self.done == self.chunks or not count:
+        if self.done == self.groups or not count:
             return
         if self.average is not None:
             self.trainer.exchange(self.live)

@@ -89,7 +89,7 @@ class Scoring:
             counts_N = target_bytes(self.dataset, self.tokens, evaluation.scored_targets(len(self.tokens)))
             one = Pass(commit, self.tokens, evaluation, int(counts_N.sum()), world, self.starts, adapter, plan.mix)
         one.spent = time.perf_counter() - begin
-        if self.machine.compiled or adapter is not None or plan.mix:
+        if self.machine.compiled or phase == "score":
             with self.clock.phase("compile"):
                 forecast = one.warm_up() + one.spent
             self._say(plan, forecast, evaluation.seconds)
@@ -102,15 +102,14 @@ class Scoring:
                 adapter.restore()
         seconds = time.perf_counter() - begin + one.spent
         if one.plainly_scored and self.note:
-            self.note(
-                f"{plan.name}: {one.plainly_scored:,} targets were scored plainly, to end within {evaluation.seconds:g} s"
-            )
+            left, budget = one.plainly_scored, evaluation.seconds
+            self.note(f"{plan.name}: {left:,} targets were scored plainly; it took {seconds:.1f} s of {budget:g} s")
         return [Stage(name or plan.name, scored, seconds, self._rates(one, adapter, seconds)) for name, scored in results]
 
     def _say(self, plan, forecast, budget):
         if self.note and plan.adapt + plan.mix:
-            over = "" if forecast <= budget else ": too long, the rest will be scored plainly"
-            self.note(f"{plan.name}: this will take {forecast:.0f} s of {budget:.0f} s{over}")
+            over = "" if forecast <= budget else ": too long, what is left then will be scored plainly"
+            self.note(f"{plan.name}: this will take {forecast:.3g} s of {budget:g} s{over}")
 
     def _rates(self, one, adapter, seconds):
         rates = {"tokens_per_second": round(one.targets / seconds), "positions_per_second": round(one.read / seconds)}
@@ -129,11 +128,12 @@ def gains(stages, counts_N, starts, draws=1000):
     return found
 
 
-def score_packed(folder, recipe, scoring, keep_nats=False, last_only=False):
+def score_packed(folder, recipe, scoring, keep_nats=False, last_only=False, own=True):
     """Scores the model of a Scoring, which was loaded from the folder's model.bin, as the recipe says; writes score.json.
 
     Returns what score.json holds: the figures of the last stage, `phases` (seconds so far), `stages`, the evaluation that
     was used, and the hashes of data and model. With `keep_nats`, nats.npy holds float32 nats of every target, in order.
+    `own`: whether this is how the run's own recipe is scored; run.json's bpb.packed is nothing else.
     """
     packed = need(folder, PACKED, "pack")
     stages = [stage for plan in pass_plans(recipe, last_only) for stage in scoring.run(plan)]
@@ -150,14 +150,14 @@ def score_packed(folder, recipe, scoring, keep_nats=False, last_only=False):
         "model_sha256": hashlib.sha256(packed.read_bytes()).hexdigest(),
     }
     if scoring.world.rank == 0:
-        _write_score(packed.parent, report, scored.nats_N if keep_nats else None)
+        _write_score(packed.parent, report, scored.nats_N if keep_nats else None, own)
     return report
 
 
 SCORING = ("evaluate", "adapt", "mix")  # the fields of a recipe that say how it is scored
 
 
-def _write_score(folder, report, nats_N):
+def _write_score(folder, report, nats_N, own):
     write_json(folder / SCORE, report)
     if nats_N is None:
         # Nats of an earlier score would pass for this one's.
@@ -165,6 +165,7 @@ def _write_score(folder, report, nats_N):
     else:
         with replacing(folder / NATS) as part, open(part, "wb") as out:
             np.save(out, nats_N)
-    own = not (folder / RUN).exists() or read_run(folder).get("data_hash", report["data_hash"]) == report["data_hash"]
-    # A score on other data is in score.json with that data's hash; the run's own figures stay the run's.
+    own &= not (folder / RUN).exists() or read_run(folder).get("data_hash", report["data_hash"]) == report["data_hash"]
+    # A score on other data, by other means, or by what is no probability is in score.json; the run's own figure stays.
+    own &= report["normalised"]
     update_run(folder, {"phases": report["phases"]} | ({"bpb": {"packed": report["bpb"]}} if own else {}))
