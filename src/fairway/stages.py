@@ -80,7 +80,11 @@ def check_recipe(recipe, dataset=None):
     assign_rules(model_leaves(recipe), recipe.quantize)
     shards = dataset.manifest["shards"] if dataset else []
     if tokens := sum(shard["tokens"] for shard in shards if shard["split"] == "val"):
-        recipe.evaluate.scored_targets(tokens)
+        if (targets := recipe.evaluate.scored_targets(tokens)) < sequence:
+            raise Problem(
+                f"the validation set has {targets} targets to score, a window reads {sequence};"
+                " build the data with more validation text, or set a smaller model.sequence"
+            )
 
 
 def model_leaves(recipe):
