@@ -79,12 +79,12 @@ def check_recipe(recipe, dataset=None):
         raise Problem(f"{len(recipe.qat)} nodes stand in `qat`, and each would undo the one before; leave one")
     assign_rules(model_leaves(recipe), recipe.quantize)
     shards = dataset.manifest["shards"] if dataset else []
-    if tokens := sum(shard["tokens"] for shard in shards if shard["split"] == "val"):
-        if (targets := recipe.evaluate.scored_targets(tokens)) < sequence:
-            raise Problem(
-                f"the validation set has {targets} targets to score, a window reads {sequence};"
-                " build the data with more validation text, or set a smaller model.sequence"
-            )
+    tokens = sum(shard["tokens"] for shard in shards if shard["split"] == "val")
+    if tokens and (targets := recipe.evaluate.scored_targets(tokens)) < sequence:
+        raise Problem(
+            f"the validation set has {targets} targets to score, a window reads {sequence};"
+            " build the data with more validation text, or set a smaller model.sequence"
+        )
 
 
 def model_leaves(recipe):
