@@ -18,6 +18,8 @@ from .commit import Committer, read_model
 from .scorer import Pass, Scored
 from .windows import NonOverlapping
 
+WORTH_SAYING = 5.0  # seconds: of a pass without anything special, how long it takes is said from here on
+
 
 @dataclass(frozen=True)
 class PassPlan:
@@ -107,7 +109,7 @@ class Scoring:
         return [Stage(name or plan.name, scored, seconds, self._rates(one, adapter, seconds)) for name, scored in results]
 
     def _say(self, plan, forecast, budget):
-        if self.note and plan.adapt + plan.mix:
+        if self.note and (plan.adapt + plan.mix or forecast > WORTH_SAYING):
             over = "" if forecast <= budget else ": too long, what is left then will be scored plainly"
             self.note(f"{plan.name}: this will take {forecast:.3g} s of {budget:g} s{over}")
 
