@@ -102,20 +102,6 @@ def test_fifty_thousand_documents_are_planned_at_once():
     assert set(plan.floor.tolist()) == set(starts.tolist())
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.integers(1, 300), st.integers(1, 40), st.integers(1, 7), st.integers(1, 9))
-def test_batches_hold_each_window_once_and_one_shape(targets, length, size, ranks):
-    plan = Sliding(length, (length + 1) // 2).plan(targets)
-    seen = []
-    for rank in range(ranks):
-        share = len(plan) * rank // ranks, len(plan) * (rank + 1) // ranks
-        for low, high in plan.batches(*share, size):
-            assert 0 < high - low <= size
-            assert len({(plan.length[at], plan.first[at]) for at in range(low, high)}) == 1
-            seen += range(low, high)
-    assert seen == list(range(len(plan)))
-
-
 @pytest.mark.parametrize(
     "plan, fault",
     [

@@ -56,6 +56,11 @@ class ModelContext:
         """Encoder-decoder skip connections, in the phase that has most."""
         return max(order.skips() for order in self.orders)
 
+    def refuse_inputs(self, inputs, owner):
+        """Problem, naming `owner`, unless a gate that reads the first `inputs` channels finds so many."""
+        if not 1 <= inputs <= self.width:
+            raise Problem(f"{owner}.inputs is {inputs}; take 1 to the model's width {self.width}")
+
     def chosen_layers(self, layers, owner):
         """The layers that a technique acts on as a set: negative numbers count from the last, an empty tuple is all.
 

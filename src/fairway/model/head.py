@@ -39,6 +39,12 @@ class TiedHeadModule(Part):
         return carry.linear(x_BTD, carry.table_VD.to(x_BTD.dtype), "token.table")
 
 
+def refuse_cap(cap, owner):
+    """Problem, naming `owner`, for a cap that is none."""
+    if cap <= 0:
+        raise Problem(f"{owner}.cap is {cap}; take more than 0, or leave {owner} out")
+
+
 @dataclass(frozen=True)
 class Softcap(HeadSite):
     """cap tanh(z / cap), in float32 (the public systems cap bfloat16 logits in bfloat16)."""
@@ -46,8 +52,7 @@ class Softcap(HeadSite):
     cap: float = 30.0
 
     def __post_init__(self):
-        if self.cap <= 0:
-            raise Problem(f"Softcap.cap is {self.cap}; take more than 0, or leave Softcap out")
+        refuse_cap(self.cap, "Softcap")
 
     def build(self, context):
         return SoftcapModule(self.cap)
@@ -72,8 +77,7 @@ class AsymmetricSoftcap(HeadSite):
     cap: float = 30.0
 
     def __post_init__(self):
-        if self.cap <= 0:
-            raise Problem(f"AsymmetricSoftcap.cap is {self.cap}; take more than 0, or leave AsymmetricSoftcap out")
+        refuse_cap(self.cap, "AsymmetricSoftcap")
 
     def build(self, context):
         return AsymmetricSoftcapModule(self.cap)

@@ -97,8 +97,7 @@ class MLPGate(ResidualSite):
     bias: float = 5.0
 
     def build(self, context):
-        if not 1 <= self.inputs <= context.width:
-            raise Problem(f"MLPGate.inputs is {self.inputs}; take 1 to the model's width {context.width}")
+        context.refuse_inputs(self.inputs, "MLPGate")
         return MLPGateModule(context, self)
 
 

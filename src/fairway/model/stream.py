@@ -73,8 +73,7 @@ class GatedSmear(StreamSite):
     bos: int = 1
 
     def build(self, context):
-        if not 1 <= self.inputs <= context.width:
-            raise Problem(f"GatedSmear.inputs is {self.inputs}; take 1 to the model's width {context.width}")
+        context.refuse_inputs(self.inputs, "GatedSmear")
         return GatedSmearModule(self.inputs, self.bos if self.stop_at_bos else None)
 
 

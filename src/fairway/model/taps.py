@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from ..problem import Problem
 from ..sites import TapSite
 from .roles import Part
 
@@ -73,8 +72,7 @@ class SparseGate(TapSite):
     scale: float = 0.5
 
     def build(self, context):
-        if not 1 <= self.inputs <= context.width:
-            raise Problem(f"SparseGate.inputs is {self.inputs}; take 1 to the model's width {context.width}")
+        context.refuse_inputs(self.inputs, "SparseGate")
         return SparseGateModule(context, self)
 
 

@@ -27,7 +27,7 @@ def reference_commit(z_NV, ids_NK, entropy=False):
 def fused_commit(z_NV, ids_NK, entropy=False):
     """The same in float32, to be compiled together with the head: no float32 copy of the logits is written to memory.
 
-    It differs from `reference_commit` by rounding: 2e-6 nats at logits of 30.
+    It differs from `reference_commit` by rounding: 4e-6 nats at most at logits up to 30, 1e-8 on average.
     """
     return _commit(z_NV.float(), ids_NK, entropy)
 

@@ -72,13 +72,3 @@ def scoring_rank(schedule, plan):
     rank = np.empty(len(targets), np.int64)
     rank[targets] = np.arange(len(targets))
     return rank
-
-
-def visible_from(plan):
-    """The first token that may stand in a target's context: int64 [N].
-
-    Where no window of a run of windows reads what stood before the run (documents), that is where the run starts; it is
-    the beginning of the stream where windows merely lie side by side in the order of scoring.
-    """
-    starts = plan.floor if plan.floor is not None else np.zeros(len(plan), np.int64)
-    return np.repeat(starts, plan.end - plan.begin)

@@ -17,7 +17,7 @@ from .batches import Collator
 from .history import History
 from .mixing import Committed, build_mixers, mixed_nats
 from .rest import plain_rest
-from .schedule import order_of_scoring, prove_schedule, scoring_rank, shared_out, visible_from
+from .schedule import order_of_scoring, prove_schedule, scoring_rank, shared_out
 from .windows import prove_coverage
 
 CHECK_EVERY = 64  # batches at most between two looks at the results: each look makes the host wait for the device
@@ -103,7 +103,9 @@ class Pass:
         # Statistics come from what stands before in the order of scoring, and contexts stop where windows see no further.
         in_order = bool(np.all(np.diff(order_of_scoring(self.schedule)) > 0))
         rank_N = None if in_order else torch.from_numpy(scoring_rank(self.schedule, self.plan)).to(self.stream.device)
-        floor_N = None if self.plan.floor is None else torch.from_numpy(visible_from(self.plan)).to(self.stream.device)
+        floor_N = None
+        if self.plan.floor is not None:
+            floor_N = torch.from_numpy(np.repeat(self.plan.floor, self.plan.end - self.plan.begin)).to(self.stream.device)
         history = History(self.stream, rank_N, floor_N, self.commit.vocab)
         return build_mixers(mix, history)
 
@@ -141,8 +143,10 @@ class Pass:
         """Seconds a target where the rest is scored plainly."""
         rest = plain_rest(self.plan, np.arange(len(self.plan)), self.evaluation.windows.length)
         collator = self._rest_collator(rest)
-        cut = collator.cuts(np.arange(len(rest)), self.evaluation.batch_windows)[0]
-        self.plain_pace = self._seconds_of(collator, cut, plain=True) / int((rest.end - rest.begin)[cut.windows].sum())
+        cuts = collator.cuts(np.arange(len(rest)), self.evaluation.batch_windows)
+        kinds = {_family(cut): cut for cut in cuts}
+        seconds = {family: self._seconds_of(collator, cut, plain=True) for family, cut in kinds.items()}
+        self.plain_pace = sum(seconds[_family(cut)] for cut in cuts) / self.targets
 
     def _rest_collator(self, rest):
         """Rows of one length, however little is left: the one that was warmed up."""
@@ -322,11 +326,6 @@ class Pass:
     def _scored(self, nats_N, facts):
         total = float(nats_N.sum())
         return Scored(total, self.targets, self.count, self.dropped, len(self.plan), nats_N.astype(np.float32), facts)
-
-
-def score_stream(commit, tokens, evaluation, count, world, progress=None, **more):
-    """The Scored of the model alone, in one Pass without a forecast."""
-    return Pass(commit, tokens, evaluation, count, world, **more).run(progress)[0][1]
 
 
 def _family(cut):

@@ -5,7 +5,6 @@ Target i (from 0) is token i + 1 of the stream, predicted from tokens up to i. A
 """
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
@@ -34,14 +33,6 @@ class WindowPlan:
     def end(self):
         """One past the last scored target of every window [W]."""
         return self.start + self.length
-
-    def batches(self, low, high, size):
-        """Yields (from, to) over the windows low..high - 1: at most `size` neighbours that share length and first."""
-        shape_W2 = np.stack([self.length[low:high], self.first[low:high]], axis=1)
-        changes = np.flatnonzero((shape_W2[1:] != shape_W2[:-1]).any(axis=1)) + low + 1
-        for one, other in pairwise([low, *changes.tolist(), high]):
-            for at in range(one, other, size):
-                yield at, min(at + size, other)
 
 
 @dataclass(frozen=True)
