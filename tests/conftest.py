@@ -62,7 +62,7 @@ def tiny_run(tiny_data, tmp_path_factory):
 
     run, silent = tmp_path_factory.mktemp("tiny") / "run", Terminal(quiet=True)
     train("demo", tiny_data, run, 42, 12, None, SETTINGS, silent)
-    pack(run, silent)
+    pack(run, None, "base85", silent)
     return run
 
 

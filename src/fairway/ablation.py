@@ -7,7 +7,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
 from .clock import Clock
 from .data.dataset import open_dataset
@@ -25,7 +24,7 @@ from .terminal import print_table
 from .train.dist import start_world
 
 ABLATION = "ablation.json"
-WHOLE = "whole"  # the run of the recipe as it is
+WHOLE_RUN = "whole"  # the run of the recipe as it is
 ROW_FORMATS = {"bpb": ".4f", "delta_bpb": "+.4f", "ms_per_step": ".1f", "loss": ".4f"}
 
 
@@ -44,7 +43,7 @@ def ablate(name, data, out, seed, steps, seconds, settings, only, terminal):
     refuse_untrainable(recipe, dataset)
     variants = [(kind.__name__, *without(recipe, kind, dataset)) for kind in techniques]
     refuse_unwritable(out)
-    runs = [(WHOLE, recipe, None), *variants]
+    runs = [(WHOLE_RUN, recipe, None), *variants]
     for folder, variant, reason in runs:
         if reason is None:
             refuse_other_run(out / folder, variant, seed, dataset)
@@ -141,7 +140,7 @@ def run_row(out, technique, recipe, data, dataset, seed, terminal):
     try:
         run = finished_run(folder, recipe, data, dataset, seed, terminal)
     except DoesNotHold as fault:
-        if technique == WHOLE:
+        if technique == WHOLE_RUN:
             raise
         return figures | {"reason": f"did not end: {fault}"}
     except Interrupted as ending:
@@ -172,7 +171,7 @@ def score_weights(folder, recipe, dataset, terminal):
     with start_world() as world, terminal.progress("score the weights") as bar:
         machine = capability(world.device)
         model = recipe.model.build(None, machine.activations)
-        load_leaves(model, load_file(folder / WEIGHTS))
+        load_leaves(model, torch.load(folder / WEIGHTS, weights_only=True))
         scoring = Scoring(model.to(world.device), machine, dataset, clock, world, progress=bar)
         (stage,) = scoring.run(pass_plans(recipe)[0], "validate")
     return update_run(folder, {"bpb": {"weights": stage.scored.bpb}, "phases": dict(clock.seconds)})

@@ -168,12 +168,16 @@ class PackCommand(CommandBase):
 
     folder: tyro.conf.Positional[Path]
     """a run folder"""
+    data: Path | None = None
+    """the folder of its training data, if that has moved; what calibrates reads it"""
+    raw: bool = False
+    """raw bytes in train_gpt.py, not base85: a fifth smaller"""
 
     def run(self, terminal):
         from .listing import print_ledger
         from .stages import pack
 
-        return pack(self.folder, terminal), print_ledger
+        return pack(self.folder, self.data, "latin-1" if self.raw else "base85", terminal), print_ledger
 
 
 @dataclass(frozen=True, kw_only=True)

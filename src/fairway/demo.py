@@ -29,7 +29,7 @@ def run_demo(out, steps, terminal):
         build_dataset("python-docs", out / "data", normalization="identity", val_every=40, progress=terminal.note)
     folder = free_folder(out, "demo")
     run = train("demo", out / "data", folder, 42, steps, None, (), terminal)
-    ledger = pack(folder, terminal)
+    ledger = pack(folder, None, "base85", terminal)
     scored = score(folder, None, True, (), False, terminal)
     phases = {**clock.seconds, **read_run(folder, "phases")["phases"]}
     return {"data": str(out / "data"), "run": str(folder), "train": run, "ledger": ledger, "score": scored, "phases": phases}

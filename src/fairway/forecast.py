@@ -10,16 +10,17 @@ from dataclasses import replace
 
 import torch
 
-from .artifact.container import write_container
-from .artifact.program import program_bytes
+from .artifact.bundle import forecast_program
+from .artifact.container import measure_container
+from .artifact.pack import SPARE_LEAST, SPARE_MOST
 from .data.check import CANONICAL_TOKENS
 from .model.flops import attention_flops, products_of
 from .model.roles import leaf_views
-from .node import digest, override, show
+from .node import digest, override
 from .optim.optimizer import GroupContext, assign_groups
 from .problem import Problem
-from .quantize.policy import assign_rules
-from .quantize.schemes import part_layout
+from .quantize.gptq import GPTQ, Nearest
+from .quantize.policy import assign_rules, quantise
 from .stages import check_recipe, find_recipe
 from .terminal import print_table
 from .train.dist import World
@@ -78,28 +79,43 @@ def count_by_role(leaves):
 
 
 def forecast_bytes(recipe, leaves):
-    """The two files' bytes against the cap: code as it is built, weights as if they were Gaussian."""
-    code, weights = len(program_bytes(show(recipe))), forecast_weights(recipe, leaves)
+    """The two files' bytes against the cap: code about as it is bundled, weights as if they were Gaussian; `unfitted` before
+    the recipe's dials are moved. They are taken to meet the cap where the ends of their span lie on either side of it."""
+    code, rules = forecast_program(recipe), assign_rules(leaves, recipe.quantize)
+    unfitted = weights = forecast_weights(recipe, leaves, rules)
+    if recipe.fit:
+        coarse = fine = rules
+        for dial in recipe.fit:
+            coarse, fine = dial.span(coarse, leaves)[0], dial.span(fine, leaves)[1]
+        goal = recipe.cap - code - (SPARE_LEAST + SPARE_MOST) // 2
+        weights = min(max(goal, forecast_weights(recipe, leaves, coarse)), forecast_weights(recipe, leaves, fine))
     total = code + weights
-    return {"forecast": total, "code": code, "weights": weights, "cap": recipe.cap, "left": recipe.cap - total}
+    return {
+        "forecast": total, "code": code, "weights": weights, "unfitted": unfitted, "cap": recipe.cap,
+        "left": recipe.cap - total,
+    }  # fmt: skip
 
 
-def forecast_weights(recipe, leaves):
-    """Bytes of model.bin: Gaussian rows of every leaf in the recipe's container, each section scaled up to its full size."""
-    rules, totals, draw = assign_rules(leaves, recipe.quantize), Counter(), torch.Generator().manual_seed(0)
+def forecast_weights(recipe, leaves, rules):
+    """Bytes of model.bin: Gaussian rows of every leaf by its rule, measured by the recipe's codec, scaled up."""
+    totals, draw = Counter(), torch.Generator().manual_seed(0)
     for leaf in leaves:
         totals[leaf.role] += math.prod(leaf.shape)
-    codes, whole, sampled = {}, Counter(), Counter()
-    for leaf in leaves:
-        part = _sample_of(leaf, min(1.0, SAMPLE_WEIGHTS / totals[leaf.role]))
-        coded = rules[leaf.name].encode(torch.randn(part.shape, generator=draw) * 0.05, part)
-        codes[leaf.name] = coded
-        for name, tensor in coded.parts.items():
-            dtype, shape = part_layout(coded.scheme, leaf.shape)[name]
-            whole[leaf.role, name] += math.prod(shape) * dtype.itemsize
-            sampled[leaf.role, name] += tensor.nbytes
-    _, owners = write_container(codes, recipe.codec, digest(recipe))
-    return round(sum(one["bytes"] * _growth(whole, sampled, (one["owner"], one["kind"])) for one in owners))
+    parts = [_sample_of(leaf, min(1.0, SAMPLE_WEIGHTS / totals[leaf.role])) for leaf in leaves]
+    tensors = {part.name: torch.randn(part.shape, generator=draw) * 0.05 for part in parts}
+    # With inputs that are independent, as these are taken to be, GPTQ rounds to nearest.
+    rules = {name: _without_gptq(rule) for name, rule in rules.items()}
+    plain = {part.name: torch.eye(part.shape[-1]) for part in parts if rules[part.name].calibrated}
+    total, by_name = measure_container(quantise(tensors, parts, rules, plain), recipe.codec, digest(recipe))
+    grown = sum(
+        by_name[leaf.name] * (math.prod(leaf.shape) / math.prod(part.shape) - 1)
+        for leaf, part in zip(leaves, parts, strict=True)
+    )
+    return round(total + grown)
+
+
+def _without_gptq(rule):
+    return replace(rule, rounding=Nearest()) if isinstance(getattr(rule, "rounding", None), GPTQ) else rule
 
 
 def _sample_of(leaf, fraction):
@@ -108,10 +124,6 @@ def _sample_of(leaf, fraction):
         return leaf
     rows_R = math.prod(leaf.shape[:-1])
     return replace(leaf, shape=(max(1, round(rows_R * fraction)), leaf.shape[-1]))
-
-
-def _growth(whole, sampled, section):
-    return whole[section] / sampled[section] if sampled[section] else 1.0
 
 
 def steps_in_budget(budget, plan, step_seconds):
@@ -193,6 +205,8 @@ def print_plan(plan):
     print_table(plan["recipe"], ("parameters", ""), [*rows, ("total", f"{parameters['total']:,}")])
     rows = [(name, f"{size[key]:,}") for name, key in (("train_gpt.py", "code"), ("model.bin, forecast", "weights"))]
     rows += [("total", f"{size['forecast']:,}"), (f"left of {size['cap']:,}", f"{size['left']:,}")]
+    if size["weights"] != size["unfitted"]:
+        rows.append(("model.bin before fit", f"{size['unfitted']:,}"))
     print_table("\nbytes, Gaussian weights", ("", ""), rows)
     rows = [
         ("matrix MFLOP a token", *(f"{flops[key] / 1e6:.1f}" for key in ("plain", "looped"))),
@@ -210,5 +224,5 @@ def print_plan(plan):
     print(f"assumed: {plan['ranks']} GPUs at {plan['tflops']:g} TFLOP/s each, of matrices and attention (public logs imply")
     print("227 to 289 on an H100, so steps and seconds are within 15 %; our runs gave 281 to 319 on an H200)")
     if size["left"] < 0:
-        print(f"over the cap by {-size['left']:,} bytes if weights were Gaussian; those of pr162 once trained took 3 % less")
+        print(f"over the cap by {-size['left']:,} bytes if weights are Gaussian")
     print(*plan["notes"], sep="\n", end="\n" if plan["notes"] else "")

@@ -1,6 +1,8 @@
 """What the commands show: recipes as trees, manifests, checks, runs, ledgers and scores as plain tables."""
 
 import difflib
+import re
+from collections import Counter
 
 from .data.build import build_dataset
 from .data.hub import download_fineweb
@@ -81,9 +83,15 @@ def print_run(run):
 
 
 def print_ledger(ledger):
-    """Bytes by file, then by owner: code by file, weights by role and part."""
+    """Bytes by file, then of model.bin by owner, layers together; what is under a thousandth of it stands in one line."""
     rows = [(name, "", f"{size:,}") for name, size in ledger["files"].items()]
-    rows += [(one["owner"], one["kind"], f"{one['bytes']:,}") for one in ledger["owners"] if one["kind"] != "code"]
+    sums = Counter()
+    for one in ledger["owners"]:
+        if one["kind"] != "code":
+            sums[re.sub(r"\.\d+\.", ".*.", one["owner"]), one["kind"]] += one["bytes"]
+    heavy = [(owner, kind, size) for (owner, kind), size in sums.most_common() if size * 1000 >= sums.total()]
+    rows += [(owner, kind, f"{size:,}") for owner, kind, size in heavy]
+    rows.append(("all others", "", f"{sums.total() - sum(size for *_, size in heavy):,}"))
     rows += [("total", "", f"{ledger['total']:,}"), ("left under the cap", "", f"{ledger['cap'] - ledger['total']:,}")]
     print_table("bytes", ("owner", "kind", "bytes"), rows)
 

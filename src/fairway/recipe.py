@@ -6,8 +6,10 @@ from .node import Node
 from .sites import (
     AdaptSite,
     AverageSite,
+    CalibrationSite,
     CodecSite,
     EvaluationSite,
+    FitSite,
     GroupSite,
     LoaderSite,
     MixSite,
@@ -35,6 +37,8 @@ class Recipe(Node):
     evaluate: EvaluationSite
     average: tuple[AverageSite, ...] = ()  # the first is packed, the others are scored beside it
     qat: tuple[QATSite, ...] = ()
+    calibrate: tuple[CalibrationSite, ...] = ()  # what rules in `quantize` learn about the inputs of matrices; at most one
+    fit: tuple[FitSite, ...] = ()  # dials that are moved, one after the other, until the bytes fit
     adapt: tuple[AdaptSite, ...] = ()  # what learns while scoring
     mix: tuple[MixSite, ...] = ()  # what then changes the distribution, one after the other
     cap: int = 16_000_000  # bytes of train_gpt.py and model.bin together

@@ -6,8 +6,9 @@ from .files import read_json, write_json
 from .problem import Problem
 
 RECIPE, RUN, METRICS, CHECKPOINT = "recipe.py", "run.json", "metrics.jsonl", "checkpoint.pt"
-WEIGHTS, CODES = "weights.safetensors", "codes.safetensors"
-PROGRAM, PACKED, LEDGER, SCORE, NATS = "train_gpt.py", "model.bin", "ledger.json", "score.json", "nats.npy"
+WEIGHTS = "weights.pt"
+PROGRAM, READABLE, PACKED, LEDGER = "train_gpt.py", "train_gpt.readable.py", "model.bin", "ledger.json"
+SCORE, NATS = "score.json", "nats.npy"
 # Of run.json: what later stages work with. The rest is for readers.
 RUN_KINDS = {
     "data": str,

@@ -78,7 +78,10 @@ class AverageSite(Node):
 
 
 class CodecSite(Node):
-    """codec: compress(bytes) and decompress(bytes, size)."""
+    """codec: encode(arrays, trellis) -> bytes, decode(frame, layouts, trellis) -> the arrays, and measure(arrays, trellis)
+    -> the bytes that each would take of a frame, without writing one; `tag`, the byte that names it in a file.
+
+    arrays: numpy arrays of one dtype, [N] or [R, C]; layouts: [(dtype, shape)]; trellis: codes are paths down the rows."""
 
 
 class WindowSite(Node):
@@ -112,8 +115,28 @@ class TrainingSite(Node):
 
 
 class SchemeSite(Node):
-    """quantize: takes(leaf, depth) and encode(weight, leaf) -> Coded; the first rule that takes a leaf decides.
-    grid(weight) -> the weight as it will be decoded, on its own device, or None where training need not know."""
+    """quantize: takes(leaf, depth); the first rule that takes a leaf decides. encode(weights, leaves, hessians) -> [Coded]
+    of all leaves that it takes; hessians are None unless the rule is `calibrated`.
+    grid(weights) -> [N, ...] weights of N leaves as they will be decoded, on their own device, or None where training need
+    not know."""
+
+    calibrated = False
+
+
+class RoundingSite(Node):
+    """How a scheme rounds: round(w_NRC, scale_NR, top, hessian_NCC) -> codes_NRC int8 in [-top, top]. `calibrated`: whether
+    it reads the Hessians (else they are None). `kind`: "int", or "path" for codes that are paths down a trellis."""
+
+    calibrated = False
+    kind = "int"
+
+
+class CalibrationSite(Node):
+    """calibrate: hessians(model, names, context) -> {leaf name: H_CC}, from training text."""
+
+
+class FitSite(Node):
+    """fit: turn(packing), which moves one dial of the packing until its bytes fit under the cap."""
 
 
 class QATSite(Node):

@@ -6,25 +6,28 @@ from pathlib import Path
 
 import torch
 
-from .artifact.pack import load_packed, pack_run
-from .artifact.program import source_hash
+from .artifact.bundle import bundle
+from .artifact.pack import pack_recipe
+from .artifact.sources import source_hash
 from .clock import Clock
+from .core import packed_model, scoring_model
 from .data.dataset import open_dataset
 from .files import file_sha256, owning, write_text
-from .kernels.capability import capability, settle_threads
+from .kernels.capability import capability, device_name, settle_threads
 from .model.flops import forward_flops
-from .model.roles import leaf_views, load_leaves
+from .model.roles import leaf_views
 from .node import digest, override, parse_node, show
 from .optim.schedule import Budget
 from .problem import Problem
 from .quantize.policy import assign_rules
 from .recipe import Recipe
 from .recipes.catalogue import RECIPES
-from .runfolder import CHECKPOINT, PACKED, RECIPE, RUN, WEIGHTS, need, read_run, update_run
+from .runfolder import CHECKPOINT, PACKED, READABLE, RECIPE, RUN, WEIGHTS, need, read_run, update_run
 from .score.stage import SCORING, Scoring, pass_plans, score_packed
+from .train.checkpoint import loader_state, read_checkpoint
 from .train.dist import start_world
-from .train.loop import put_weights, train_run
-from .train.trainer import Trainer, read_checkpoint
+from .train.session import train_run
+from .train.trainer import Trainer, put_weights
 from .version import VERSION
 
 
@@ -132,12 +135,12 @@ def _train_in(world, folder, recipe, dataset, run, terminal, checkpoint):
     threads = settle_threads(world.device, run.get("threads"))
     machine, clock = capability(world.device), Clock()
     terminal.quiet |= world.rank > 0
-    trainer = _trainer_on_all_ranks(recipe, dataset, run["seed"], world, machine)
+    trainer = trainer_on_all_ranks(recipe, dataset, run["seed"], world, machine)
     with ExitStack() as held:
         if world.rank == 0:
             write_text(folder / RECIPE, show(recipe))
             held.enter_context(owning(folder))
-            update_run(folder, run | {"device": machine.name, "threads": threads, "world_size": world.size})
+            update_run(folder, run | {"device": device_name(world.device), "threads": threads, "world_size": world.size})
         return _train_to_the_end(world, folder, recipe, dataset, trainer, clock, threads, terminal, checkpoint)
 
 
@@ -145,8 +148,8 @@ def _train_to_the_end(world, folder, recipe, dataset, trainer, clock, threads, t
     machine = trainer.machine
     with terminal.progress(f"train {recipe.name}") as bar:
 
-        def report(row, budget):
-            done = budget.progress(row["step"], row["seconds"])
+        def report(row):
+            done = recipe.train.budget.progress(row["step"], row["seconds"])
             bar(done, 1.0, f"step {row['step']} loss {row['loss']:.4f} {row['tokens'] / row['seconds']:,.0f} tokens/s")
 
         model, others, results = train_run(folder, trainer, clock, checkpoint, report)
@@ -173,11 +176,11 @@ def _train_to_the_end(world, folder, recipe, dataset, trainer, clock, threads, t
     return update_run(folder, results) if world.rank == 0 else results
 
 
-def _trainer_on_all_ranks(recipe, dataset, seed, world, machine):
+def trainer_on_all_ranks(recipe, dataset, seed, world, machine):
     """The Trainer, once no rank has refused: before anything is written, so that no folder looks taken by a refused run."""
     trainer = fault = None
     try:
-        trainer = Trainer(recipe, dataset, seed, world, machine)
+        trainer = Trainer(recipe, dataset, seed, world, machine, loader_state)
     except Problem as problem:
         fault = problem
     if world.largest([float(fault is not None)])[0]:
@@ -187,14 +190,23 @@ def _trainer_on_all_ranks(recipe, dataset, seed, world, machine):
     return trainer
 
 
-def pack(folder, terminal):
-    """Quantises and packs a trained run; returns the ledger."""
-    path = need(folder, RECIPE, "train")
-    recipe = read_recipe(path)
-    leaves = model_leaves(recipe)
-    with owning(folder):
-        terminal.note(f"packing {len(leaves)} tensors")
-        return pack_run(folder, recipe, path.read_text(), leaves, Clock())
+def pack(folder, data, form, terminal):
+    """Bundles the program, quantises and packs a trained run; returns the ledger (None on the ranks beyond the first).
+
+    `data`: another folder of the run's training data, for calibration. `form` of the program: base85 or latin-1.
+    """
+    recipe, run = read_recipe(need(folder, RECIPE, "train")), read_run(folder, "data", "data_hash")
+    dataset = open_dataset(run["data"] if data is None else data)
+    if dataset.data_hash != run["data_hash"]:
+        raise Problem(f"{dataset.folder} is not the data that {folder} was trained on; give that by --data")
+    with start_world() as world, ExitStack() as held:
+        terminal.quiet |= world.rank > 0
+        if world.rank == 0:
+            held.enter_context(owning(folder))
+        made, machine = bundle(recipe, form), capability(world.device)
+        if world.rank == 0:
+            write_text(Path(folder) / READABLE, made.readable)
+        return pack_recipe(recipe, folder, made.program, made.owners, dataset, world, machine, Clock(), terminal.note)
 
 
 def score(folder, data, keep_nats, settings, last_only, terminal):
@@ -204,7 +216,7 @@ def score(folder, data, keep_nats, settings, last_only, terminal):
     With `last_only` the passes that only show what the last one gains are left out.
     """
     recipe = read_recipe(need(folder, RECIPE, "train"))
-    packed, packed_by = need(folder, PACKED, "pack"), digest(recipe)
+    packed, packed_by = need(folder, PACKED, "pack"), recipe
     recipe = _scored_otherwise(recipe, settings)
     data, clock = read_run(folder, "data")["data"] if data is None else data, Clock()
     dataset = open_dataset(data)
@@ -216,15 +228,10 @@ def score(folder, data, keep_nats, settings, last_only, terminal):
         settle_threads(world.device)
         machine = capability(world.device)
         with clock.phase("decode"):
-            node = scoring_model(recipe)
-            model = node.build(None, machine.activations)
-            fresh = {leaf.name: view.clone() for leaf, view in leaf_views(model)}
-            tensors = load_packed(packed, packed_by)
-            load_leaves(model, {name: fresh[name] for name in fresh.keys() - model_names(recipe)} | tensors)
-            model.to(world.device)
+            model = packed_model(recipe, packed, packed_by, machine)
         if (Path(folder) / RUN).exists():
             _check_origin(folder, packed, dataset)
-        flops = forward_flops(node, model)
+        flops = forward_flops(scoring_model(recipe), model)
         with ExitStack() as held, terminal.progress("score the packed file") as bar:
             if world.rank == 0:
                 held.enter_context(owning(folder))
@@ -237,17 +244,6 @@ def _scored_otherwise(recipe, settings):
         if setting.partition("=")[0].split(".")[0] not in SCORING:
             raise Problem(f"{setting!r}: what is packed stays as it is; only {', '.join(SCORING)} can be set when scoring")
     return override(recipe, settings)
-
-
-def scoring_model(recipe):
-    """The model node that is scored: the recipe's, with the techniques that join it for scoring alone."""
-    fresh = tuple(part for node in recipe.adapt for part in node.fresh)
-    return replace(recipe.model, stream=(*recipe.model.stream, *fresh)) if fresh else recipe.model
-
-
-def model_names(recipe):
-    """Canonical names of a recipe's leaves."""
-    return {leaf.name for leaf in model_leaves(recipe)}
 
 
 def _check_origin(folder, packed, dataset):

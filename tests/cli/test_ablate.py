@@ -43,7 +43,7 @@ def again(done, tmp_path):
 
 
 def stamps(folder):
-    names = ("weights.safetensors", "metrics.jsonl")
+    names = ("weights.pt", "metrics.jsonl")
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for name in names for path in folder.glob(f"*/{name}")}
 
 
@@ -141,7 +141,7 @@ def test_more_techniques_join_the_runs_that_are_there(done, again, tiny_data):
     before = stamps(again)
     table = run(tiny_data, again, (*ONLY, "Softcap"))
     assert [row["technique"] for row in table["rows"]] == ["whole", "BigramHash", "SmearGate", "TiedHead", "Softcap"]
-    assert table["rows"][:4] == done[1]["rows"] and (again / "Softcap" / "weights.safetensors").exists()
+    assert table["rows"][:4] == done[1]["rows"] and (again / "Softcap" / "weights.pt").exists()
     assert stamps(again).items() >= before.items()
 
 
@@ -181,10 +181,10 @@ def test_an_interrupted_ablation_goes_on_by_the_same_command(done, tiny_data, tm
     assert (out / "BigramHash" / "checkpoint.pt").exists() and not (out / "SmearGate").exists()
     assert [row["technique"] for row in json.loads((out / "ablation.json").read_text())["rows"]] == ["whole"]
     # As if it had been killed while it ended: the checkpoint still decides.
-    shutil.copy(out / "whole" / "weights.safetensors", out / "BigramHash")
-    before = stamps(out)["whole/weights.safetensors"]
+    shutil.copy(out / "whole" / "weights.pt", out / "BigramHash")
+    before = stamps(out)["whole/weights.pt"]
     table = run(tiny_data, out)
-    assert stamps(out)["whole/weights.safetensors"] == before
+    assert stamps(out)["whole/weights.pt"] == before
     for name in ("whole", "BigramHash", "SmearGate"):
         assert curve(out / name) == curve(done[0] / name)
     assert [row["bpb"] for row in table["rows"]] == [row["bpb"] for row in done[1]["rows"]]

@@ -158,7 +158,7 @@ def test_a_broken_validation_shard_costs_the_score_but_not_the_weights(refused, 
     damage(data / "val_000000.bin")
     (error,) = refused(says, *train(data, tmp_path / "run"))
     assert "val_000000.bin" in error
-    assert (tmp_path / "run" / "weights.safetensors").exists()
+    assert (tmp_path / "run" / "weights.pt").exists()
     assert json.loads((tmp_path / "run" / "run.json").read_text())["steps"] == 2
 
 
@@ -235,10 +235,10 @@ def test_what_was_swapped_after_the_build_is_not_scored(refused, run, data, tiny
 
 
 def test_stages_come_in_order(refused, run):
-    for name in ("model.bin", "weights.safetensors"):
+    for name in ("model.bin", "weights.pt"):
         (run / name).unlink()
     assert len(refused("model.bin is not there; `fairway pack` writes it", "score", run)) == 1
-    refused("weights.safetensors is not there; `fairway train` writes it", "pack", run)
+    refused("weights.pt is not there; `fairway train` writes it", "pack", run)
 
 
 def test_a_flipped_byte_of_the_packed_model_is_found_anywhere(refused, run):
@@ -315,14 +315,14 @@ def kilobytes(folder):
 
 def test_a_full_disk_is_one_line_for_every_command(full_disk, refused, tiny_data, tiny_run, tiny_corpus):
     disk = full_disk(60)
-    refused("weights.safetensors: No space left on device; free space", *train(tiny_data, disk / "run"))
-    assert not (disk / "run" / "weights.safetensors").exists()
+    refused("weights.pt: No space left on device; free space", *train(tiny_data, disk / "run"))
+    assert not (disk / "run" / "weights.pt").exists()
     refused(
         "No space left on device; free space", "data", "build", tiny_corpus, "--out", full_disk(60) / "data", "--vocab", 300
     )
     packing = full_disk(kilobytes(tiny_run) - 100)
     (packing / "run").mkdir()
-    for name in ("recipe.py", "run.json", "weights.safetensors"):
+    for name in ("recipe.py", "run.json", "weights.pt"):
         shutil.copy(tiny_run / name, packing / "run")
     refused("No space left on device; free space", "pack", packing / "run")
     assert not {path.name for path in (packing / "run").iterdir()} >= {"model.bin", "train_gpt.py"}

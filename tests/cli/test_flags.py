@@ -17,7 +17,7 @@ FLAGS = {
     "data build": {"--out", "--vocab", "--tokenizer", "--normalization", "--field", "--val-source", "--shards", "--caseops"},
     "data check": set(),
     "train": {"--data", "--out", "--resume", "--seed", "--steps", "--seconds", "--set"},
-    "pack": set(),
+    "pack": {"--data", "--raw"},
     "score": {"--data", "--keep-nats", "--last", "--set"},
     "ablate": {"--data", "--out", "--seed", "--steps", "--seconds", "--only", "--set"},
 }

@@ -4,6 +4,7 @@ A new node gets a row here, and one more for each field that changes what it doe
 """
 
 from fairway.model.stream import HashEmbedding
+from fairway.score.averaged_sgd import AveragedSGD
 from fairway.score.backoff import BackoffCache, BackoffCacheAsPublished
 from fairway.score.lora import DocumentLoRA
 from fairway.score.sgd import ScoreFirstSGD
@@ -16,8 +17,8 @@ SGD = ScoreFirstSGD(rate=0.05, chunk=64, epochs=2)
 ADAPTERS = (
     (),
     (SGD,),
-    (ScoreFirstSGD(rate=0.05, chunk=64, epochs=1, frozen=1, polyak=0.5),),
-    (ScoreFirstSGD(rate=0.05, chunk=64, epochs=2, entropy_band=(1.5, 2.2)),),
+    (AveragedSGD(rate=0.05, chunk=64, epochs=1, frozen=1, polyak=0.5),),
+    (AveragedSGD(rate=0.05, chunk=64, epochs=2, entropy_band=(1.5, 2.2)),),
     (ScoreFirstSGD(rate=0.05, chunk=32, epochs=1, fresh=(HashEmbedding(buckets=64),)),),
     (DocumentLoRA(rank=2, alpha=4.0, rate=0.02, batch=3, context=LENGTH, chunks=((12, 2),), chunk=4, lanes=2),),
     # Whole documents are single chunks of batches of one, in two phases: groups of one window, out of the stream's order.

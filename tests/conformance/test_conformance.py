@@ -13,12 +13,12 @@ from torch._dynamo.exc import Unsupported
 import fairway.model
 from conformance.table import BASE, BOS, ROWS, Row, check_windows_apart, last, random_ids, random_values, randomise
 from fairway.artifact.container import read_container, write_container
-from fairway.codec.zstd import Zstd
+from fairway.codec.columns import ColumnRans
 from fairway.model.roles import Part, leaf_views, load_leaves
 from fairway.model.stream import SmearGate, predecessors
 from fairway.node import Node, digest, parse_node, show, walk
 from fairway.problem import Problem
-from fairway.quantize.policy import dequantise, quantise
+from fairway.quantize.policy import assign_rules, dequantise, quantise
 from fairway.quantize.schemes import KeepFloat16, RowInt
 from fairway.sites import StreamSite
 
@@ -127,9 +127,9 @@ def check_packing(row):
     """Quantised, written, read and loaded into a fresh module, the logits are those of the dequantised weights."""
     module, ids_BT = randomise(row.model.build(0)), random_ids(row.model)
     leaves = [leaf for leaf, _ in leaf_views(module)]
-    codes = quantise(weights(module), leaves, POLICY)
-    data, _ = write_container(codes, Zstd(level=1), digest(row.model))
-    back, packed_for = read_container(data)
+    codes = quantise(weights(module), leaves, assign_rules(leaves, POLICY), {})
+    data, _ = write_container(codes, ColumnRans(), digest(row.model))
+    back, packed_for = read_container(data, ColumnRans())
     assert packed_for == digest(row.model)
     load_leaves(module, dequantise(codes))
     fresh = row.model.build(None)

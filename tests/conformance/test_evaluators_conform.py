@@ -26,6 +26,7 @@ from fairway.score.commit import Committer, read_model
 from fairway.score.lora import DocumentLoRA
 from fairway.score.schedule import scoring_rank
 from fairway.score.scorer import Pass
+from fairway.score.watched import WatchedPass
 from fairway.score.windows import Evaluation
 from fairway.sites import AdaptSite, MixSite, WindowSite
 from fairway.train.dist import World
@@ -62,14 +63,14 @@ def text(seed=0, tokens=TOKENS):
     return np.array(stream[:tokens], np.uint16)
 
 
-def passing(tokens, windows, adapt, mix, batch=4, world=None, starts=None):
+def passing(tokens, windows, adapt, mix, batch=4, world=None, starts=None, kind=WatchedPass):
     """(Pass, its model, its adapter). `starts`: the documents', by default where the tokens have a BOS."""
     fresh = tuple(part for node in adapt for part in node.fresh)
     model = randomise(replace(NODE, stream=(*NODE.stream, *fresh)).build(), seed=1)
     world, evaluation = world or World(0, 1, CPU), Evaluation(windows, batch_windows=batch)
     adapter = build_adapter(adapt, AdaptContext(model, capability(CPU), world, evaluation))
     commit, starts = Committer(read_model(model), VOCAB, CPU), np.flatnonzero(tokens == BOS) if starts is None else starts
-    return Pass(commit, tokens, evaluation, 2 * len(tokens), world, starts, adapter, mix), model, adapter
+    return kind(commit, tokens, evaluation, 2 * len(tokens), world, starts, adapter, mix), model, adapter
 
 
 def nats_of(tokens, windows, adapt, mix, **more):
@@ -112,6 +113,14 @@ def test_neither_the_batch_nor_the_number_of_ranks_changes_a_score(windows, adap
         np.testing.assert_allclose(nats_of(tokens, windows, adapt, mix, batch=batch), nats_N, rtol=1e-3, atol=1e-4)
     for ranks_N in Ranks(2).run(lambda world: nats_of(tokens, windows, adapt, mix, world=world)):
         np.testing.assert_allclose(ranks_N, nats_N, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("windows, adapt, mix", CHAINS, ids=brief)
+def test_a_pass_that_nobody_watches_gives_the_same_bits(windows, adapt, mix):
+    tokens = text()
+    watched, alone = (passing(tokens, windows, adapt, mix, kind=kind)[0].run() for kind in (WatchedPass, Pass))
+    assert [name for name, _ in watched] == [name for name, _ in alone]
+    assert [scored.nats for _, scored in watched] == [scored.nats for _, scored in alone]
 
 
 def flipped(tokens, changed, shift):

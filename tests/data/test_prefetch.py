@@ -1,4 +1,4 @@
-"""What the prefetching thread hands out, and the state that goes with it."""
+"""What the prefetching thread hands out, and the note that goes with it."""
 
 import threading
 import time
@@ -8,6 +8,8 @@ import torch
 
 from fairway.data.prefetch import Prefetcher
 from fairway.problem import Problem
+
+CPU = torch.device("cpu")
 
 
 class Counter:
@@ -22,16 +24,19 @@ class Counter:
         self.step += 1
         return torch.full((2, 4), self.step), torch.full((2, 4), -self.step)
 
-    def state(self):
-        return {"step": self.step}
 
-    def restore(self, state):
-        self.step = state["step"]
+def steps_of(loader):
+    return loader.step
 
 
 @pytest.fixture(params=[1, 2, 5])
-def prefetcher(request):
-    prefetcher = Prefetcher(Counter(), "cpu", depth=request.param)
+def depth(request):
+    return request.param
+
+
+@pytest.fixture
+def prefetcher(depth):
+    prefetcher = Prefetcher(Counter(), CPU, depth, steps_of)
     yield prefetcher
     prefetcher.close()
 
@@ -43,70 +48,57 @@ def eventually(condition):
     return condition()
 
 
-def test_batches_come_in_the_loaders_order_and_each_with_its_state(prefetcher):
-    assert prefetcher.state() == {"step": 0}
+def test_batches_come_in_the_loaders_order_and_each_with_its_note(prefetcher):
+    assert prefetcher.handed == 0
     for step in range(1, 40):
         x, y = prefetcher.next()
         assert x.unique().item() == step and y.unique().item() == -step
-        assert prefetcher.state() == {"step": step}
+        assert prefetcher.handed == step
 
 
-def test_it_works_ahead_by_depth_and_no_further(prefetcher):
+def test_it_works_ahead_by_depth_and_no_further(prefetcher, depth):
     prefetcher.next()
-    ahead = 1 + prefetcher.depth + 1  # one handed out, `depth` waiting, one in the thread's hands
-    assert eventually(lambda: prefetcher.loader.step == ahead)
+    assert eventually(lambda: prefetcher.loader.step == 1 + depth)
     time.sleep(0.02)
-    assert prefetcher.loader.step == ahead and prefetcher.state() == {"step": 1}
+    assert prefetcher.loader.step == 1 + depth and prefetcher.handed == 1
 
 
-def test_a_run_resumed_from_the_state_neither_skips_nor_repeats(prefetcher):
+def test_a_run_that_goes_on_from_the_note_neither_skips_nor_repeats(prefetcher):
     for _ in range(7):
         prefetcher.next()
     loader = Counter()
-    loader.restore(prefetcher.state())
-    again = Prefetcher(loader, "cpu")
+    loader.step = prefetcher.handed
+    again = Prefetcher(loader, CPU)
     assert again.next()[0].unique().item() == 8 == prefetcher.next()[0].unique().item()
     again.close()
 
 
-def test_a_restart_drops_what_was_prepared(prefetcher):
-    begin = prefetcher.state()
-    for _ in range(3):
-        prefetcher.next()
-    prefetcher.restart(begin)
-    assert prefetcher.state() == begin
-    assert [prefetcher.next()[0].unique().item() for _ in range(4)] == [1, 2, 3, 4]
-
-
 def test_what_the_loader_raises_comes_out_of_next_after_the_good_batches():
-    prefetcher = Prefetcher(Counter(fails_at=3), "cpu", depth=5)
-    assert eventually(lambda: not prefetcher.thread.is_alive())
+    prefetcher = Prefetcher(Counter(fails_at=3), CPU, 5, steps_of)
     for _ in range(3):
         prefetcher.next()
     for _ in range(2):
         with pytest.raises(Problem, match="token 5000 in batch 3"):
             prefetcher.next()
-    assert prefetcher.state() == {"step": 3}
-    prefetcher.restart({"step": 0})
-    assert prefetcher.next()[0].unique().item() == 1
+    assert prefetcher.handed == 3
     prefetcher.close()
 
 
 def test_close_joins_the_thread_at_any_moment():
+    before = set(threading.enumerate())
     for pause in (0, 0.0005, 0.01):
-        prefetcher = Prefetcher(Counter(), "cpu", depth=1)
-        thread = prefetcher.thread
+        prefetcher = Prefetcher(Counter(), CPU, depth=1)
         time.sleep(pause)
         prefetcher.close()
         prefetcher.close()
-        assert not thread.is_alive() and thread not in threading.enumerate()
-    with pytest.raises(RuntimeError, match="closed"):
-        prefetcher.next()
+        assert set(threading.enumerate()) <= before
+        with pytest.raises(RuntimeError, match="after shutdown"):
+            prefetcher.next(), prefetcher.next()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_batches_are_whole_while_the_caller_computes_on_them():
-    prefetcher = Prefetcher(Counter(), "cuda", depth=2)
+    prefetcher = Prefetcher(Counter(), torch.device("cuda"), depth=2)
     busy = torch.randn(2048, 2048, device="cuda")
     sums = []
     for _ in range(200):

@@ -25,6 +25,8 @@ ROOMS = (
     "referee",
     "record",
     "recipes",
+    "core",
+    "program",
     "stages",
     "terminal",
     "forecast",

@@ -11,7 +11,7 @@ from fairway.model.inputs import BigramHash
 from fairway.model.roles import Leaf, leaf_views
 from fairway.optim.schedule import Moment
 from fairway.problem import Problem
-from fairway.quantize.policy import dequantise, quantise
+from fairway.quantize.policy import assign_rules, dequantise, quantise
 from fairway.quantize.qat import LateQAT
 from fairway.quantize.schemes import KeepFloat16, RowInt, decode_coded
 from fairway.stages import check_recipe
@@ -42,19 +42,20 @@ def qat(model, node=AT_85, policy=POLICY):
 
 @pytest.mark.parametrize("bits", range(2, 9))
 @pytest.mark.parametrize("shape", [(7, 12), (3, 5, 8), (6, 1), (9,)])
-@pytest.mark.parametrize("clip", [{}, {"quantile": 0.9}, {"sigmas": 2.5}])
+@pytest.mark.parametrize("clip", [{}, {"quantile": 0.9}, {"sigmas": 2.5}, {"search": (0.9, 1.0)}, {"log_scales": True}])
 def test_the_grid_is_what_comes_back_from_the_codes_to_the_bit(bits, shape, clip):
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(bits)) * 0.1
     weight.reshape(-1)[0] = 0.9
     rule = RowInt(bits=bits, **clip)
-    assert torch.equal(rule.grid(weight), decode_coded(rule.encode(weight, Leaf("w", "matrix", 0, shape))))
-    assert torch.equal(rule.grid(weight), rule.grid(rule.grid(weight))) or clip
+    (coded,) = rule.encode([weight], [Leaf("w", "matrix", 0, shape)], None)
+    assert torch.equal(rule.grid(weight[None])[0], decode_coded(coded))
+    assert torch.equal(rule.grid(weight[None]), rule.grid(rule.grid(weight[None]))) or clip
 
 
-def test_sigmas_clip_at_so_many_standard_deviations():
+def test_sigmas_clip_at_so_many_root_mean_squares():
     weight = torch.randn(4, 400, generator=torch.Generator().manual_seed(1))
-    coded = RowInt(bits=6, sigmas=12.85).encode(weight, Leaf("w", "matrix", 0, (4, 400)))
-    scale = (12.85 * weight.double().std(dim=1) / 31).half()
+    (coded,) = RowInt(bits=6, sigmas=12.85).encode([weight], [Leaf("w", "matrix", 0, (4, 400))], None)
+    scale = (12.85 * weight.double().square().mean(dim=1).sqrt() / 31).half()
     assert torch.equal(coded.parts["scale"], scale)
     assert torch.equal(coded.parts["q"].double(), (weight.double() / scale.double()[:, None]).round())
     with pytest.raises(Problem, match=r"sigmas is 2\.0 beside quantile 0\.9"):
@@ -64,7 +65,7 @@ def test_sigmas_clip_at_so_many_standard_deviations():
 def test_inside_every_matrix_is_what_the_packed_file_would_hold_and_all_else_is_untouched():
     model = randomise(MODEL.build(0))
     before, leaves = snapshot(model), [leaf for leaf, _ in leaf_views(model)]
-    packed = dequantise(quantise(before, leaves, POLICY))
+    packed = dequantise(quantise(before, leaves, assign_rules(leaves, POLICY), {}))
     with qat(model).bent(LATE):
         inside = snapshot(model)
     kept = ("blocks.3.attn.value",)
@@ -79,7 +80,7 @@ def test_the_gradient_is_that_at_the_rounded_weights_and_is_the_masters():
     model, ids_BT = randomise(MODEL.build(0)), random_ids(MODEL)
     rounded = randomise(MODEL.build(0))
     leaves = [leaf for leaf, _ in leaf_views(rounded)]
-    packed = dequantise(quantise(snapshot(rounded), leaves, POLICY))
+    packed = dequantise(quantise(snapshot(rounded), leaves, assign_rules(leaves, POLICY), {}))
     for leaf, view in leaf_views(rounded):
         if leaf.role.split(".")[0] in ("matrix", "projection") and leaf.name != "blocks.3.attn.value":
             view.copy_(packed[leaf.name])

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from conformance.table import random_ids, randomise
+from fairway.codec.columns import ColumnRans
 from fairway.model.plan import AddSkip, Order
 from fairway.model.positions import Rotary
 from fairway.model.roles import leaf_views, parameter_roles
@@ -12,6 +13,7 @@ from fairway.model.stream import SmearGate
 from fairway.node import Node, digest, drop, override, parse_node, show, walk
 from fairway.optim.optimizer import assign_groups
 from fairway.problem import Problem
+from fairway.quantize.fit import MixedBits
 from fairway.quantize.policy import assign_rules
 from fairway.quantize.schemes import KeepFloat16, RowInt
 from fairway.recipe import Recipe
@@ -207,7 +209,7 @@ def test_162_trains_with_the_constants_of_its_sheet():
     assert (average.below, average.every) == (0.5, 50)
     assert (recipe.evaluate.windows.length, recipe.evaluate.windows.stride, recipe.evaluate.multiple_of) == (2048, 64, 2048)
     assert {recipe.evaluate.scored_targets(62_021_632 + more) for more in (1, 215, 2048)} == {62_021_632}
-    assert recipe.codec.level == 22
+    assert recipe.codec == ColumnRans() and recipe.fit == (MixedBits(bits=(5, 6, 7)),)
 
 
 # --- changing a recipe
@@ -258,7 +260,7 @@ def _fields(tree):
         ("model.heads=7", "each must divide the one before it"),
         ("train.budget=Budget(steps=0, seconds=0.0)", "a budget of 0 steps, 0 s"),
         ("quantize.RowInt:3.bits=9", "RowInt.bits is 9"),
-        ("codec.level=23", "Zstd.level is 23"),
+        ("codec=Zstd(level=23)", "Zstd.level is 23"),
     ],
 )
 def test_a_setting_that_makes_no_sense_is_one_line(setting, says):

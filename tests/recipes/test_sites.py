@@ -9,8 +9,11 @@ from fairway.model.plan import Straight
 from fairway.node import Node, override, parse_node, paths, show, walk
 from fairway.optim.schedule import DecaySchedule
 from fairway.problem import Problem
+from fairway.quantize.gptq import GPTQ
+from fairway.quantize.lowrank import LowRank
+from fairway.quantize.schemes import RowInt
 from fairway.recipes.pr162 import pr162
-from fairway.sites import AdaptSite, MixSite, QATSite, StartSite, TapSite, ValueSite
+from fairway.sites import AdaptSite, CalibrationSite, MixSite, QATSite, StartSite, TapSite, ValueSite
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,11 @@ class MadeUpQAT(QATSite):
 
 
 @dataclass(frozen=True)
+class MadeUpCalibration(CalibrationSite):
+    """#162 has none."""
+
+
+@dataclass(frozen=True)
 class MadeUpAdapter(AdaptSite):
     """#162 has none."""
 
@@ -46,7 +54,12 @@ class MadeUpMixer(MixSite):
 MODEL = replace(pr162().model, values=(MadeUpValue(),), taps=(MadeUpTap(),), start=(MadeUpStart(),))
 # Groups with a decay each that no other has, so that its text stands once in the recipe's.
 OPTIM = tuple(replace(g, decay=DecaySchedule(((0.0, 1.0), (1.0, 0.1 * n)))) for n, g in enumerate(pr162().optim))
-RECIPE = replace(pr162(), model=MODEL, optim=OPTIM, qat=(MadeUpQAT(),))
+# Likewise rules with roundings and corrections of their own.
+QUANTIZE = tuple(
+    replace(rule, rounding=GPTQ(damp=0.1 + n), correct=(LowRank(rank=1 + n),)) if isinstance(rule, RowInt) else rule
+    for n, rule in enumerate(pr162().quantize)
+)
+RECIPE = replace(pr162(), model=MODEL, optim=OPTIM, quantize=QUANTIZE, calibrate=(MadeUpCalibration(),), qat=(MadeUpQAT(),))
 RECIPE = replace(RECIPE, adapt=(MadeUpAdapter(),), mix=(MadeUpMixer(),))
 NODES = {type(node): node for _, node in walk(RECIPE)}
 
@@ -82,13 +95,16 @@ MODEL_SITES = [
 
 def test_the_places_are_those_of_the_design_and_each_has_a_site_of_its_own():
     own = {"train.budget", "optim.Muon.momentum"}  # one type each, no family
+    corrections = {"quantize.RowInt:3.correct", "quantize.RowInt:4.correct"}  # one type, in every rule
     decays = {f"optim.{group}.decay" for group in ("AdamW:0", "Muon", "AdamW:2")}  # one type, in every group
     sites = {"model", "loader", "train", "train.schedule", "optim", "optim.Muon.orthogonaliser", "average", "quantize",
+             "calibrate", "fit", "quantize.RowInt:3.rounding", "quantize.RowInt:4.rounding",
              "qat", "adapt", "mix", "codec", "evaluate", "evaluate.windows",
              *(f"model.{site}" for site in MODEL_SITES)}  # fmt: skip
-    assert PLACES.keys() == sites | own | decays
+    assert PLACES.keys() == sites | own | decays | corrections
     assert {PLACES[path][0].__module__ for path in sites} == {"fairway.sites"}
-    assert len({kind for kind, _, _ in PLACES.values()}) == len(sites | own) + 1
+    # The two roundings are of one site.
+    assert len({kind for kind, _, _ in PLACES.values()}) == len(sites | own) - 1 + 2
 
 
 def one_line(refuse):

@@ -10,7 +10,8 @@ from fairway.node import parse_node
 from fairway.problem import Problem
 from fairway.score.backoff import BackoffCache, BackoffCacheAsPublished, EntropyWeight, spread_sample
 from fairway.score.history import History
-from fairway.score.mixing import Committed, CommittedWhole, mixed_nats
+from fairway.score.mixing import Committed, CommittedWhole
+from fairway.score.watched import tallied_nats
 
 EVEN = {"low": 0.5, "rise": 0.0, "factors": (1.0,)}  # weight 0.5, whatever the entropy
 
@@ -24,7 +25,7 @@ def scored(node, tokens, vocab):
     target_N = tokens[1:].long()
     nothing_N = torch.full((len(target_N),), -math.log(vocab), dtype=torch.float64)
     committed = Committed(target_N[:, None], nothing_N[:, None], -nothing_N)
-    return mixed_nats(committed, [("X", node.build(History(tokens, None, None, vocab)))], target_N)[0][1:]
+    return tallied_nats(committed, [("X", node.build(History(tokens, None, None, vocab)))], target_N)[0][1:]
 
 
 def noise(vocab=1024, targets=60_000, seed=1):
@@ -137,7 +138,7 @@ def test_the_sum_over_all_tokens_is_what_every_token_would_have_got():
     node = BackoffCacheAsPublished(orders=(2, 3, 4), buckets=16, every=10, sample=1000)
     history = History(tokens, None, None, vocab)
     mixer = node.build(history)
-    mixed_nats(uniform(120, vocab), [("X", mixer)], tokens[1:].long())
+    tallied_nats(uniform(120, vocab), [("X", mixer)], tokens[1:].long())
     assert mixer.sample_S.tolist() == list(range(120))
     for target in (0, 15, 40, 77, 119):
         total = 0.0

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from conformance.table import BASE, last, packed_logits, randomise
 from fairway.model.positions import Rotary
 from fairway.model.stream import SmearGate
-from fairway.score.batches import Collator, Cut, pack_windows
-from fairway.score.windows import Documents, NonOverlapping, Sliding, WindowPlan
+from fairway.score.batches import Cut
+from fairway.score.packed import pack_windows
+from fairway.score.windows import DocumentPlan, Documents, NonOverlapping, Sliding, WindowPlan
 
 
 def stream_of(targets):
@@ -84,7 +85,7 @@ def plans():
 @given(plans(), st.integers(1, 6), st.data())
 def test_cuts_score_the_targets_of_their_windows_once_in_two_shapes_at_most(planned, size, data):
     targets, plan = planned
-    collator = Collator(stream_of(targets), plan)
+    collator = plan.collator(stream_of(targets))
     low = data.draw(st.integers(0, len(plan) - 1))
     windows = np.arange(low, data.draw(st.integers(low + 1, len(plan))))
     cuts = collator.cuts(windows, size)
@@ -101,7 +102,7 @@ def test_cuts_score_the_targets_of_their_windows_once_in_two_shapes_at_most(plan
 
 
 def test_what_a_row_has_to_spare_shows_no_later_token():
-    collator = Collator(stream_of(30), plan_of((3, 5, 0), (9, 4, 2)))
+    collator = plan_of((3, 5, 0), (9, 4, 2)).collator(stream_of(30))
     batch = collator.rows(np.array([0, 1]), 3, 8, 6)
     assert batch.ids_BT.tolist() == [
         [4, 5, 6, 7, 8, 0, 0, 0],
@@ -114,20 +115,20 @@ def test_what_a_row_has_to_spare_shows_no_later_token():
 
 
 def test_a_packed_batch_by_hand():
-    plan = WindowPlan(*np.array([(0, 3, 0), (3, 2, 0), (4, 3, 2)]).T, np.array([0, 3, 4]))
-    batch = Collator(stream_of(12), plan).packed([np.array([0, 1]), np.array([2])], 3, 6, 2, 7)
+    plan = DocumentPlan(*np.array([(0, 3, 0), (3, 2, 0), (4, 3, 2)]).T, np.array([0, 3, 4]))
+    batch = plan.collator(stream_of(12)).packed([np.array([0, 1]), np.array([2])], 3, 6, 2, 7)
     assert batch.ids_BT.tolist() == [[1, 2, 3, 4, 5, 0], [5, 6, 7, 0, 0, 0], [0] * 6]
     assert batch.bounds.position_BT.tolist() == [[0, 1, 2, 0, 1, 0], [0, 1, 2, 0, 1, 2], [0, 1, 2, 3, 4, 5]]
     assert batch.bounds.offsets_W.tolist() == [0, 3, 5, 6, 9, 12, 18, 18] and batch.bounds.longest == 6
     assert batch.take_N.tolist() == [0, 1, 2, 3, 4, 8] and batch.target_N.tolist() == [0, 1, 2, 3, 4, 6]
     assert batch.live_N.all()
-    spare = Collator(stream_of(12), plan).packed([np.array([2])], 1, 6, 3, 2)
+    spare = plan.collator(stream_of(12)).packed([np.array([2])], 1, 6, 3, 2)
     assert spare.take_N.tolist() == [2, 2, 2] and spare.live_N.tolist() == [True, False, False]
 
 
 def test_what_does_not_fit_is_an_error_not_a_loss():
-    plan = plan_of((0, 6, 0), (2, 6, 4), (4, 6, 4))
-    collator = Collator(stream_of(10), plan)
+    plan = DocumentPlan(*np.array([(0, 6, 0), (2, 6, 4), (4, 6, 4)]).T, np.zeros(3, np.int64))
+    collator = plan.collator(stream_of(10))
     for windows, shape in (((0, 1), (1, 6, 6)), ((0,), (1, 5, 6)), ((0,), (1, 6, 5)), ((0, 1), (2, 6, 2))):
         with pytest.raises(ValueError, match="do not fit"):
             collator.rows(np.array(windows), *shape)
@@ -172,14 +173,14 @@ def test_the_best_fit_wins():
 
 def test_a_sliding_stream_has_two_shapes_and_documents_a_packed_and_a_narrow_one():
     sliding = Sliding(32, 4).plan(1003)
-    cuts = Collator(stream_of(1003), sliding).cuts(np.arange(len(sliding)), 8)
+    cuts = sliding.collator(stream_of(1003)).cuts(np.arange(len(sliding)), 8)
     assert [cut.shape for cut in cuts] == [(8, 32, 32)] + [(8, 32, 4)] * 31 and cuts[0].windows.tolist() == [0]
     assert cuts[-1].windows[-1] == len(sliding) - 1 and (sliding.end - sliding.begin)[-1] == 3
     for targets in (40, 1003):
         plain = NonOverlapping(32).plan(targets)
-        assert {cut.shape for cut in Collator(stream_of(1003), plain).cuts(np.arange(len(plain)), 8)} == {(8, 32, 32)}
+        assert {cut.shape for cut in plain.collator(stream_of(1003)).cuts(np.arange(len(plain)), 8)} == {(8, 32, 32)}
     documents = Documents(32, 4).plan(1003, [0, 10, 40, 500, 515, 517])
-    cuts = Collator(stream_of(1003), documents).cuts(np.arange(len(documents)), 8)
+    cuts = documents.collator(stream_of(1003)).cuts(np.arange(len(documents)), 8)
     # The first windows of all documents share rows; the last one of a long document, with few targets, is no shape more.
     assert [(cut.shape, cut.layout is None) for cut in cuts] == [((8, 32, 32), False)] + [((8, 32, 4), True)] * 28
     assert sorted(cuts[0].windows.tolist()) == np.flatnonzero(documents.first == 0).tolist()
@@ -187,27 +188,27 @@ def test_a_sliding_stream_has_two_shapes_and_documents_a_packed_and_a_narrow_one
 
 def test_a_given_length_and_an_empty_plan_keep_the_shapes():
     short = NonOverlapping(16).plan(9)
-    (cut,) = Collator(stream_of(9), short, length=16).cuts(np.arange(1), 4)
+    (cut,) = short.collator(stream_of(9), length=16).cuts(np.arange(1), 4)
     assert cut.shape == (4, 16, 9)
     empty = WindowPlan(*np.zeros((3, 0), np.int64))
-    assert Collator(stream_of(9), empty).cuts(np.arange(0), 4) == []
+    assert empty.collator(stream_of(9)).cuts(np.arange(0), 4) == []
     plan = Documents(16, 4).plan(9, [0, 4])
-    (cut,) = Collator(stream_of(9), plan, length=16).cuts(np.arange(2), 4)
-    assert cut.shape == (4, 16, 16) and Collator(stream_of(9), plan, length=16).build(cut).ids_BT.shape == (4, 16)
-    assert Collator(stream_of(9), plan, length=16).build(Cut(np.array([1]), (2, 8, 5))).ids_BT.shape == (2, 8)
+    (cut,) = plan.collator(stream_of(9), length=16).cuts(np.arange(2), 4)
+    assert cut.shape == (4, 16, 16) and plan.collator(stream_of(9), length=16).build(cut).ids_BT.shape == (4, 16)
+    assert plan.collator(stream_of(9), length=16).build(Cut(np.array([1]), (2, 8, 5))).ids_BT.shape == (2, 8)
 
 
 def test_only_windows_that_score_no_more_than_usual_are_narrow():
     windows = np.array([(0, 8, 0), (2, 8, 6), (4, 8, 6), (6, 8, 6), (11, 8, 3)]).T
-    plan = WindowPlan(*windows, np.zeros(5, np.int64))
-    packed, narrow = Collator(stream_of(30), plan).cuts(np.arange(5), 4)
+    plan = DocumentPlan(*windows, np.zeros(5, np.int64))
+    packed, narrow = plan.collator(stream_of(30)).cuts(np.arange(5), 4)
     assert sorted(packed.windows.tolist()) == [0, 4] and packed.shape == (4, 8, 8)
     assert narrow.windows.tolist() == [1, 2, 3] and narrow.shape == (4, 8, 2) and narrow.layout is None
 
 
 def test_there_is_room_for_as_many_windows_and_spare_ones_as_rows_may_hold():
     plan = Documents(16, 4).plan(40, [*range(24)])
-    collator = Collator(stream_of(40), plan)
+    collator = plan.collator(stream_of(40))
     one, *others = collator.cuts(np.arange(len(plan)), 1)
     assert one.windows.tolist() == [23] and [len(cut.windows) for cut in others if cut.layout] == [4] * 5 + [3]
     assert {len(collator.build(cut).bounds.offsets_W) for cut in others if cut.layout} == {6}
@@ -228,7 +229,7 @@ def test_a_model_gives_each_slot_what_the_window_gets_alone(windows):
     module, targets = randomise(model.build(0)), 150
     stream = torch.randint(model.vocab, (targets + 1,), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
     plan = windows.plan(targets, np.array([0, 5, 6, 30, 47, 120]))
-    collator, z_NV, alone_NV = Collator(stream, plan), torch.zeros(targets, model.vocab), torch.zeros(targets, model.vocab)
+    collator, z_NV, alone_NV = plan.collator(stream), torch.zeros(targets, model.vocab), torch.zeros(targets, model.vocab)
     with torch.no_grad():
         for cut in collator.cuts(np.arange(len(plan)), 3):
             batch = collator.build(cut)

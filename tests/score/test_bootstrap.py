@@ -54,7 +54,7 @@ def test_one_document_has_no_interval():
 def test_seeds_decide_and_blocks_of_draws_do_not(monkeypatch):
     one = paired_bootstrap(*drawn(30, 2, 0.1, 0.5), seed=3)
     assert one == paired_bootstrap(*drawn(30, 2, 0.1, 0.5), seed=3) != paired_bootstrap(*drawn(30, 2, 0.1, 0.5), seed=4)
-    monkeypatch.setattr("fairway.score.bootstrap.BLOCK", 70)
+    monkeypatch.setattr("fairway.score.bootstrap.RESAMPLED_AT_ONCE", 70)
     assert paired_bootstrap(*drawn(30, 2, 0.1, 0.5), seed=3) == one
 
 

@@ -25,7 +25,7 @@ from fairway.score.commit import Committer, read_model
 from fairway.score.lora import DocumentLoRA
 from fairway.score.lora_products import LowRankProducts, find_products
 from fairway.score.schedule import order_of_scoring, prove_schedule
-from fairway.score.scorer import Pass
+from fairway.score.watched import WatchedPass
 from fairway.score.weights import WeightTrainer
 from fairway.score.windows import Evaluation, NonOverlapping, prove_coverage
 from fairway.train.dist import World
@@ -72,7 +72,7 @@ def prepared(lora, tokens, world=None, model=None, starts=None):
     adapter = adapting(lora, model, world)
     commit = Committer(read_model(model), VOCAB, CPU)
     starts = starts_of(tokens) if starts is None else starts
-    return Pass(commit, tokens, adapter.context.evaluation, len(tokens), world, starts, adapter)
+    return WatchedPass(commit, tokens, adapter.context.evaluation, len(tokens), world, starts, adapter)
 
 
 def run(lora, tokens, **more):
@@ -295,7 +295,7 @@ def test_b_begins_anew_and_a_stays_warm_within_its_lane():
         for later in episode.rounds:
             batch = one.collator.build(one.cuts(later.windows)[0])
             with torch.enable_grad():
-                logp = one.commit(batch, one.ids_NK[batch.target_N].long(), adapter.tensors(), adapter.linear)[0]
+                logp = one.commit(batch, one.ids_NK[batch.target_N].long(), False, adapter.tensors(), adapter.linear)
             before = [t.detach().clone() for t in adapter.tensors()]
             adapter.after_round(torch.where(batch.live_N, -logp[:, 0], 0.0), batch)
             number = list(episode.rounds).index(later) + 1
@@ -396,7 +396,6 @@ def test_what_the_warm_up_has_compiled_serves_all_lengths_and_numbers_of_rows():
         return lookup_backend("aot_eager")(graph, inputs)
 
     one.commit.commit = torch.compile(one.commit.commit, backend=backend, fullgraph=True)
-    one.commit.dynamic = True
     one.warm_up()
     compiled = len(graphs)
     one.run()

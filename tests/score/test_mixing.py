@@ -16,9 +16,9 @@ from fairway.score.mixing import (
     Tilted,
     Unnormalised,
     build_mixers,
-    mixed_nats,
 )
 from fairway.score.tilt import TokenTilt
+from fairway.score.watched import tallied_nats
 
 VOCAB = 5
 TILT = TokenTilt(rules=((3, 0.5, 1), (2, 0.5, 2), (1, 0.4, 2)))
@@ -177,7 +177,7 @@ def test_what_is_scored_is_what_the_whole_distribution_says(tokens, nodes, seed)
     mixers = build_mixers(nodes, history)
     ids_NK = torch.stack([target_N, *(ids_N.long() for _, mixer in mixers for ids_N in mixer.queries)], dim=1)
     committed = Committed(ids_NK.to(torch.int32), base.at(ids_NK), base.entropy_N)
-    results = mixed_nats(committed, mixers, target_N)
+    results = tallied_nats(committed, mixers, target_N)
     assert [name.split(":")[0] for name, _, _ in results] == [type(node).__name__ for node in nodes]
     for count, (_, nats_N, summary) in enumerate(results, 1):
         # All ids at once are counted one by one, not taken from what was kept for the targets and hints.
@@ -193,7 +193,7 @@ def test_spans_and_their_size_change_nothing(monkeypatch):
     results = []
     for span in (1 << 22, 7):
         monkeypatch.setattr("fairway.score.history.STATISTICS_SPAN", span)
-        results.append(mixed_nats(base, build_mixers(nodes, History(tokens, None, None, VOCAB)), target_N))
+        results.append(tallied_nats(base, build_mixers(nodes, History(tokens, None, None, VOCAB)), target_N))
     for (name, nats_N, facts), (other, same_N, same) in zip(*results, strict=True):
         assert name == other and torch.allclose(nats_N, same_N, rtol=0, atol=1e-12)
         for what, value in facts.items():
@@ -206,7 +206,7 @@ def test_what_a_later_mixer_asks_for_is_counted_once_for_all_spans(monkeypatch):
     count = BackoffRows._counted
     monkeypatch.setattr(BackoffRows, "_counted", lambda rows, ids, span: calls.append(span) or count(rows, ids, span))
     monkeypatch.setattr("fairway.score.history.STATISTICS_SPAN", 7)
-    mixed_nats(drawn_model(tokens, 3), mixers, tokens[1:].long())
+    tallied_nats(drawn_model(tokens, 3), mixers, tokens[1:].long())
     assert calls == [slice(0, 47)]
 
 
@@ -260,12 +260,12 @@ class Greedy(MixerBase):
 @pytest.mark.parametrize("mixer, words", [(Careless(), "answers with Better"), (Greedy(), "target 0 of its span .* nats")])
 def test_answers_that_are_no_distribution_are_found_out(mixer, words):
     with pytest.raises(ValueError, match=words):
-        mixed_nats(whole([0.5, 0.5]), [("X", mixer)], torch.tensor([0]))
+        tallied_nats(whole([0.5, 0.5]), [("X", mixer)], torch.tensor([0]))
 
 
 def test_a_nat_that_is_not_a_number_is_found_out():
     with pytest.raises(ValueError, match="gives target 1 of its span nan nats"):
-        mixed_nats(
+        tallied_nats(
             whole([0.5, 0.5], [math.nan, 1.0]),
             build_mixers((TILT,), History(torch.tensor([0, 0, 0]), None, None, 2)),
             torch.tensor([0, 0]),

@@ -63,7 +63,7 @@ def uniform(ids, first):
 def score(run, dataset, multiple_of=1, **more):
     recipe = recipe_of(more.pop("windows", Sliding(32, 8)), multiple_of)
     predict, clock, world = more.pop("predict", uniform), more.pop("clock", Clock()), more.pop("world", World(0, 1, CPU))
-    read = read_function(lambda ids_BT: predict(ids_BT, 0))
+    read = read_function(lambda ids_BT: predict(ids_BT, 0), 320)
     return score_packed(run, recipe, Scoring(None, capability(CPU), dataset, clock, world, read=read), **more)
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fairway.problem import Problem
 from fairway.score.commit import Committer, fused_commit, read_function, reference_commit
-from fairway.score.scorer import Pass
+from fairway.score.watched import WatchedPass
 from fairway.score.windows import Evaluation, NonOverlapping, Sliding
 from fairway.train.dist import World
 
@@ -90,8 +90,8 @@ def passing(predict, tokens, windows, vocab, **more):
     evaluation = Evaluation(windows, **{name: more.pop(name) for name in names if name in more})
     targets, world = evaluation.scored_targets(len(tokens)), more.pop("world", World(0, 1, CPU))
     count = int(TwoBytes().counts(tokens[:targets], tokens[1 : targets + 1]).sum())
-    commit = Committer(read_function(lambda ids_BT: predict(ids_BT, 0)), vocab, CPU)
-    return Pass(commit, tokens, evaluation, count, world, **more)
+    commit = Committer(read_function(lambda ids_BT: predict(ids_BT, 0), vocab), vocab, CPU)
+    return WatchedPass(commit, tokens, evaluation, count, world, **more)
 
 
 def score(predict, tokens, windows, vocab, progress=None, **more):
@@ -253,7 +253,7 @@ class Clockwork:
 
 
 def test_where_the_budget_ends_the_rest_is_scored_plainly_and_nothing_is_lost(monkeypatch):
-    monkeypatch.setattr("fairway.score.scorer.CHECK_EVERY", 2)
+    monkeypatch.setattr("fairway.score.watched.CHECK_EVERY", 2)
     stream, windows = noise(1200, 11), Sliding(40, 4)
     whole = passing(context_hash(11), stream, windows, 11, batch_windows=4)
     slow = passing(Clockwork(11, 0.02), stream, windows, 11, batch_windows=4, seconds=1.2)
@@ -278,7 +278,7 @@ def test_the_forecast_is_about_what_the_pass_takes():
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_ranks_end_their_adapting_together(size, monkeypatch):
-    monkeypatch.setattr("fairway.score.scorer.CHECK_EVERY", 2)
+    monkeypatch.setattr("fairway.score.watched.CHECK_EVERY", 2)
     stream = noise(900, 11)
 
     def work(world):
@@ -298,13 +298,13 @@ def test_the_fused_normalisation_is_the_reference_up_to_rounding(scale):
     z_NV = scale * torch.randn(50, 700, generator=draw)
     z_NV[7, 3] = -math.inf
     ids_NK = torch.randint(700, (50, 3), generator=draw)
-    exact, entropy = reference_commit(z_NV, ids_NK, True)
-    fused, fused_entropy = fused_commit(z_NV, ids_NK, True)
+    exact, entropy = reference_commit(z_NV, ids_NK, True).split([3, 1], dim=1)
+    fused, fused_entropy = fused_commit(z_NV, ids_NK, True).split([3, 1], dim=1)
     torch.testing.assert_close(fused.double(), exact, rtol=1e-6, atol=4e-6)
     torch.testing.assert_close(fused_entropy.double(), entropy, rtol=1e-5, atol=1e-5)
     probability = z_NV.double().softmax(1).clamp(min=1e-300)
-    torch.testing.assert_close(entropy, -(probability * probability.log()).sum(1))
-    assert reference_commit(z_NV, ids_NK)[1] is None
+    torch.testing.assert_close(entropy[:, 0], -(probability * probability.log()).sum(1))
+    assert torch.equal(reference_commit(z_NV, ids_NK), exact)
 
 
 def test_the_multiple_drops_the_tail_and_says_so():

@@ -15,9 +15,10 @@ from fairway.model.roles import leaf_views
 from fairway.model.stream import HashEmbedding, InputNorm
 from fairway.problem import Problem
 from fairway.score.adapter import AdaptContext, Revealed, build_adapter
+from fairway.score.averaged_sgd import AveragedSGD
 from fairway.score.commit import Committer, read_model
-from fairway.score.scorer import Pass
 from fairway.score.sgd import ScoreFirstSGD
+from fairway.score.watched import WatchedPass
 from fairway.score.weights import WeightTrainer, frozen_slices
 from fairway.score.windows import Evaluation, NonOverlapping, Sliding
 from fairway.train.dist import World
@@ -37,7 +38,7 @@ def run(sgd, tokens=TOKENS, windows=None, world=None, model=None, batch=4):
     model, world = model or fresh_model(), world or World(0, 1, CPU)
     evaluation = Evaluation(windows or NonOverlapping(LENGTH), batch_windows=batch)
     adapter = build_adapter((sgd,), AdaptContext(model, capability(CPU), world, evaluation))
-    one = Pass(Committer(read_model(model), BASE.vocab, CPU), tokens, evaluation, len(tokens), world, None, adapter)
+    one = WatchedPass(Committer(read_model(model), BASE.vocab, CPU), tokens, evaluation, len(tokens), world, None, adapter)
     scored = one.run()[0][1]
     at_the_end = [p.detach().clone() for p in model.parameters()]
     adapter.restore()
@@ -138,7 +139,7 @@ def test_frozen_blocks_do_not_move_and_nothing_else_is_held():
 
 
 def test_the_polyak_average_is_what_scores():
-    sgd = ScoreFirstSGD(rate=0.2, chunk=64, epochs=2, polyak=0.5)
+    sgd = AveragedSGD(rate=0.2, chunk=64, epochs=2, polyak=0.5)
     _, _, averaged, _ = run(sgd)
     _, _, live, _ = run(replace(sgd, polyak=0.0))
     np.testing.assert_allclose(averaged.nats_N[:64], live.nats_N[:64])
@@ -159,7 +160,7 @@ def test_the_polyak_average_is_what_scores():
 
 @pytest.mark.parametrize("band, epochs", [((0.0, 99.0), 2), ((98.0, 99.0), 1), ((0.0, 0.0), 3), (None, 2)])
 def test_a_chunk_that_surprises_gets_another_epoch(band, epochs):
-    _, adapter, scored, _ = run(ScoreFirstSGD(rate=0.1, chunk=64, epochs=2, entropy_band=band))
+    _, adapter, scored, _ = run(AveragedSGD(rate=0.1, chunk=64, epochs=2, entropy_band=band))
     assert scored.facts["steps"] == epochs * (adapter.chunks - 1)
 
 
@@ -191,7 +192,7 @@ def test_the_warm_up_learns_nothing_and_forecasts():
     sgd, tokens = ScoreFirstSGD(rate=0.2, chunk=64), TOKENS
     model, world, evaluation = fresh_model(), World(0, 1, CPU), Evaluation(NonOverlapping(LENGTH), batch_windows=4)
     adapter = build_adapter((sgd,), AdaptContext(model, capability(CPU), world, evaluation))
-    one = Pass(Committer(read_model(model), BASE.vocab, CPU), tokens, evaluation, 9, world, None, adapter)
+    one = WatchedPass(Committer(read_model(model), BASE.vocab, CPU), tokens, evaluation, 9, world, None, adapter)
     assert one.warm_up() > 0
     np.testing.assert_array_equal(one.run()[0][1].nats_N, run(sgd)[2].nats_N)
 
@@ -205,7 +206,7 @@ def test_the_warm_up_learns_nothing_and_forecasts():
 )  # fmt: skip
 def test_a_senseless_value_is_one_line(fields, named):
     with pytest.raises(Problem, match=named):
-        ScoreFirstSGD(**fields)
+        AveragedSGD(**fields)
 
 
 def test_more_frozen_blocks_than_there_are_and_two_adapters_are_refused():

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from fairway.node import parse_node
 from fairway.problem import Problem
 from fairway.score.history import History
-from fairway.score.mixing import Committed, CommittedWhole, mixed_nats
+from fairway.score.mixing import Committed, CommittedWhole
 from fairway.score.tilt import TokenTilt
+from fairway.score.watched import tallied_nats
 
 
 def mixer_of(node, ids, vocab=8):
@@ -41,7 +42,7 @@ def uniform_nats(mixer, tokens, vocab):
     target_N = tokens[1:].long()
     ids_NK = torch.stack([target_N, *(ids_N.long() for ids_N in mixer.queries)], dim=1)
     committed = Committed(ids_NK, torch.full(ids_NK.shape, -math.log(vocab), dtype=torch.float64))
-    return mixed_nats(committed, [("TokenTilt", mixer)], target_N)[0]
+    return tallied_nats(committed, [("TokenTilt", mixer)], target_N)[0]
 
 
 @settings(max_examples=100, deadline=None)
@@ -107,7 +108,8 @@ def test_noise_is_never_cheaper_than_noise(node):
 def test_a_stream_of_one_token_has_nothing_to_hint():
     mixer = mixer_of(TokenTilt(), [3])
     assert mixer.queries[0].tolist() == [] and mixer.summary({})["hinted_share"] == 0.0
-    assert mixed_nats(CommittedWhole(torch.zeros(0, 8)), [("TokenTilt", mixer)], torch.zeros(0).long())[0][1].tolist() == []
+    ((_, nats_N, _),) = tallied_nats(CommittedWhole(torch.zeros(0, 8)), [("TokenTilt", mixer)], torch.zeros(0).long())
+    assert nats_N.tolist() == []
 
 
 @pytest.mark.parametrize(

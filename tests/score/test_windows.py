@@ -8,11 +8,12 @@ from hypothesis import strategies as st
 
 from fairway.node import parse_node
 from fairway.problem import Problem
-from fairway.score.windows import Documents, Evaluation, NonOverlapping, Sliding, WindowPlan, prove_coverage
+from fairway.score.windows import DocumentPlan, Documents, Evaluation, NonOverlapping, Sliding, WindowPlan, prove_coverage
 
 
 def plan_of(*windows):
-    return WindowPlan(*np.array(windows, dtype=np.int64).T)
+    columns = np.array(windows, dtype=np.int64).T
+    return (WindowPlan if len(columns) == 3 else DocumentPlan)(*columns)
 
 
 @pytest.mark.parametrize(

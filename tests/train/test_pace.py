@@ -3,20 +3,20 @@
 import pytest
 import torch
 
-import fairway.train.loop as loop
-from fairway.train.loop import Pace
+import fairway.train.session as session
+from fairway.train.session import Keeper
 
 
 @pytest.fixture
 def paced(monkeypatch):
-    """`paced(seconds of each step)` runs Pace through steps that take so long; returns the threads at the end."""
+    """`paced(seconds of each step)` runs a Keeper through steps that take so long; returns the threads at the end."""
     before = torch.get_num_threads()
 
     def run(seconds):
         torch.set_num_threads(2)
         clock = iter(torch.tensor([0.0, *seconds], dtype=torch.float64).cumsum(0).tolist())
-        monkeypatch.setattr(loop.time, "perf_counter", lambda: next(clock))
-        pace = Pace(torch.device("cpu"))
+        monkeypatch.setattr(session.time, "perf_counter", lambda: next(clock))
+        pace = Keeper(None, None, torch.device("cpu"))
         for _ in range(len(seconds) + 1):
             if torch.get_num_threads() > 1:
                 pace.keep()

@@ -11,7 +11,7 @@ STEPS = 160
 
 
 def weights(run):
-    return (run / "weights.safetensors").read_bytes()
+    return (run / "weights.pt").read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def test_an_edited_recipe_is_refused(fairway_here, copy, old, new):
 
 
 @pytest.mark.parametrize(
-    "text, says", [("", "not a recipe"), ("Recipe(", "not a recipe"), ("Zstd(level=3)", "not a Recipe")]
+    "text, says", [("", "not a recipe"), ("Recipe(", "not a recipe"), ("SequentialShards()", "not a Recipe")]
 )
 def test_a_recipe_that_is_none_is_refused(fairway_here, copy, text, says):
     (copy / "recipe.py").write_text(text)

@@ -8,7 +8,6 @@ import types
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from fairway.clock import Clock
 from fairway.data.dataset import open_dataset
@@ -19,8 +18,8 @@ from fairway.node import digest, parse_node
 from fairway.problem import DoesNotHold, Problem
 from fairway.sites import ResidualSite
 from fairway.train.dist import World
-from fairway.train.loop import nothing_compiled, train_run
 from fairway.train.metrics import Metrics
+from fairway.train.session import nothing_compiled, train_run
 from fairway.train.trainer import Trainer
 from train.tiny import IN_ORDER, curve, rows, tiny, train_arguments
 
@@ -72,7 +71,7 @@ def test_metrics_hold_one_line_a_step_with_all_their_keys(trained):
 
 def test_the_run_folder_holds_what_the_design_promises_and_nothing_else(trained, tiny_data):
     out = trained()
-    assert {path.name for path in out.iterdir()} == {"recipe.py", "run.json", "metrics.jsonl", "weights.safetensors"}
+    assert {path.name for path in out.iterdir()} == {"recipe.py", "run.json", "metrics.jsonl", "weights.pt"}
     recipe, run = parse_node((out / "recipe.py").read_text()), json.loads((out / "run.json").read_text())
     assert run["recipe"] == "demo" and run["recipe_hash"] == digest(recipe)
     assert len(run["source_hash"]) == 16 and run["data_hash"] == open_dataset(tiny_data).data_hash
@@ -86,7 +85,7 @@ def test_the_run_folder_holds_what_the_design_promises_and_nothing_else(trained,
 def test_the_weights_are_the_mean_of_the_snapshots_by_canonical_name(trainer, tmp_path):
     one, other = trainer("train.budget=Budget(steps=9, seconds=0.0)"), trainer("train.budget=Budget(steps=9, seconds=0.0)")
     train_run(tmp_path, one, Clock())
-    found = load_file(tmp_path / "weights.safetensors")
+    found = torch.load(tmp_path / "weights.pt", weights_only=True)
     snapshots = []
     for step in range(9):
         other.step(0.0, other.recipe.train.schedule.multiplier(step, 0.0, other.recipe.train.budget), 0)
@@ -100,7 +99,7 @@ def test_the_weights_are_the_mean_of_the_snapshots_by_canonical_name(trainer, tm
 def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(trained, tiny_data, fairway_here, tmp_path):
     one, other = trained(), trained()
     assert curve(one) == curve(other)
-    assert (one / "weights.safetensors").read_bytes() == (other / "weights.safetensors").read_bytes()
+    assert (one / "weights.pt").read_bytes() == (other / "weights.pt").read_bytes()
     arguments = train_arguments(tiny_data, tmp_path / "seed", steps=3)
     assert fairway_here(*arguments[: -len(arguments) + 6], "--seed", 7, *arguments[6:])[0] == 0
     assert rows(tmp_path / "seed")[0]["loss"] != rows(one)[0]["loss"]
@@ -141,7 +140,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_step(fairway_here,
     code, out, errors = fairway_here(*arguments)
     assert (code, out, len(errors)) == (1, "", 1)
     assert "at step 2: lower the rates" in errors[0]
-    assert len(rows(tmp_path / "run")) == 1 and not (tmp_path / "run" / "weights.safetensors").exists()
+    assert len(rows(tmp_path / "run")) == 1 and not (tmp_path / "run" / "weights.pt").exists()
 
 
 @pytest.mark.parametrize("loss, norm", [(math.nan, 1.0), (math.inf, 1.0), (1.0, math.nan)])
@@ -239,7 +238,7 @@ def test_a_graph_that_warm_up_has_not_seen_ends_the_run_with_one_line(compiling,
     with pytest.raises(DoesNotHold) as caught:
         train_run(tmp_path, compiling, Clock())
     assert "had to be compiled within the clock" in str(caught.value) and "\n" not in str(caught.value)
-    assert not (tmp_path / "weights.safetensors").exists()
+    assert not (tmp_path / "weights.pt").exists()
 
 
 def test_without_a_warm_up_the_steps_compile_as_they_come(trainer, compiling, tmp_path):
@@ -267,7 +266,7 @@ def test_the_first_average_is_kept_and_the_others_are_scored_beside_it(fairway_h
     ema = tmp_path / "ema"
     assert fairway_here(*train_arguments(tiny_data, ema, "average=(EMA(decay=0.7),)"))[0] == 0
     assert json.loads((ema / "run.json").read_text())["bpb"]["weights"] == scores["all"]["bpb"]["weights"]
-    assert (ema / "weights.safetensors").read_bytes() == (tmp_path / "all" / "weights.safetensors").read_bytes()
+    assert (ema / "weights.pt").read_bytes() == (tmp_path / "all" / "weights.pt").read_bytes()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -293,7 +292,8 @@ def test_a_made_up_technique_trains_and_packs_with_nothing_but_its_place_in_a_re
     run = tmp_path / "run"
     setting = "model.residual=(ResidualMix(), LayerScale(), MadeUpDamper(factor=0.25))"
     assert fairway_here(*train_arguments(tiny_data, run, setting))[0] == 0
-    factors = [value for name, value in load_file(run / "weights.safetensors").items() if name.endswith("madeup.factor")]
+    weights = torch.load(run / "weights.pt", weights_only=True)
+    factors = [value for name, value in weights.items() if name.endswith("madeup.factor")]
     assert len(factors) == 3 and all(0 < abs(factor - 0.25) < 0.2 for factor in factors)
     assert fairway_here("pack", run)[0] == 0
     code, out, _ = fairway_here("score", run, "--json")

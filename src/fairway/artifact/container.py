@@ -1,12 +1,10 @@
 """`model.bin`: quantised tensors in one self-contained, checksummed file; loading is a pure function of its bytes.
 
-    magic 4 | version u8 | codec u8 | frame size u32 | content size u32 | crc32 | header frame
-    then for each (role, part), in order of first appearance: frame size u32 | crc32 | frame
+    magic and version 5 | block: header | for each section, in order of first appearance: block
 
-Integers are little-endian. The header is compact JSON: recipe digest, and per tensor name, scheme, role, shape; sizes
-of sections follow from it. A section holds that part of all tensors of that role, so the ledger can name the owner of
-every compressed byte. Types wider than a byte are stored plane by plane: high bytes of float16 compress, low ones do
-not, and mixed they spoil each other's statistics.
+A block is size u32 | crc32 u32 | content, little-endian, the checksum over size and content. The header is deflated JSON:
+recipe digest, and name, scheme, role, shape of every tensor; which sections there are, and how much each holds, follows
+from it. A section holds one part of all tensors of one role and scheme, coded together by the recipe's codec.
 """
 
 import json
@@ -17,116 +15,118 @@ import zlib
 import numpy as np
 import torch
 
-from ..codec.zstd import Zstd
 from ..problem import Problem
 from ..quantize.schemes import Coded, part_layout
 
-CONTAINER_MAGIC = b"FWay"
-CONTAINER_VERSION = 1
-CONTAINER_CODECS = (Zstd,)
-PREAMBLE = "<4sBBII"
+CONTAINER_MAGIC = b"FWay\x02"
 # A hostile file of a few bytes may state any size. Above this much content neither side works.
 CONTENT_LIMIT = 2**30
 HEADER_LIMIT = 2**24
+BLOCK_HEAD = struct.Struct("<II")
 
 
 def write_container(codes, codec, recipe_digest):
-    """(bytes, owners): the container, and [{owner, kind, bytes}] that sum exactly to its length."""
-    table = [[name, coded.scheme, coded.role, coded.shape] for name, coded in codes.items()]
-    header = json.dumps({"recipe": recipe_digest, "tensors": table}, separators=(",", ":")).encode()
-    sections = _container_sections(table)
-    content = sum(size for entries in sections.values() for *_, size in entries)
-    if content > CONTENT_LIMIT or len(header) > HEADER_LIMIT:
-        raise Problem(f"{content} bytes of codes are beyond what a container holds ({CONTENT_LIMIT}); take a smaller model")
-    frame = codec.compress(header)
-    preamble = struct.pack(PREAMBLE, CONTAINER_MAGIC, CONTAINER_VERSION, codec.container_id, len(frame), len(header))
-    chunks = [preamble + struct.pack("<I", zlib.crc32(preamble + frame)) + frame]
+    """(bytes, owners): the container, and [{owner, kind, bytes}] of every tensor's part, of tables and headers; they sum
+    exactly to its length. A section's bytes are the tensors' as `codec.measure` shares them out; the rest are `tables`."""
+    chunks, sections = _header_chunks(codes, recipe_digest)
     owners = [{"owner": "container", "kind": "header", "bytes": len(chunks[0])}]
-    for (role, part), entries in sections.items():
-        frame = codec.compress(b"".join(_to_planes(codes[name].parts[part]) for name, *_ in entries))
-        size = struct.pack("<I", len(frame))
-        chunks.append(size + struct.pack("<I", zlib.crc32(size + frame)) + frame)
-        owners.append({"owner": role, "kind": part, "bytes": len(chunks[-1])})
+    for (role, _, part), entries in sections.items():
+        arrays, trellis = _arrays(codes, part, entries), part == "path"
+        frame = codec.encode(arrays, trellis)
+        chunks.append(_block(frame))
+        shares = [int(share) for share in codec.measure(arrays, trellis)]
+        excess = max(0, sum(shares) - len(frame))
+        for (name, *_), share in zip(entries, shares, strict=True):
+            taken = min(excess, share)  # measured a little more than was written: the first tensors give it back
+            excess -= taken
+            owners.append({"owner": name, "kind": part, "bytes": share - taken})
+        rest = len(chunks[-1]) - sum(one["bytes"] for one in owners[-len(entries) :])
+        owners.append({"owner": f"{role}/{part}", "kind": "tables", "bytes": rest})
     return b"".join(chunks), owners
 
 
-def read_container(data):
-    """(name -> Coded, recipe digest). Problem, naming the section, for any byte changed, missing or surplus."""
-    codec, header, place = _read_header(data)
+def measure_container(codes, codec, recipe_digest):
+    """(bytes of the whole, bytes of every tensor by name) as `codec.measure` puts them: fast, and near to the truth."""
+    chunks, sections = _header_chunks(codes, recipe_digest)
+    by_name = dict.fromkeys(codes, 0.0)
+    for (_, _, part), entries in sections.items():
+        measured = codec.measure(_arrays(codes, part, entries), part == "path")
+        for (name, *_), share in zip(entries, measured, strict=True):
+            by_name[name] += share
+    return len(chunks[0]) + BLOCK_HEAD.size * len(sections) + sum(by_name.values()), by_name
+
+
+def read_container(data, codec):
+    """(name -> Coded, recipe digest), by the recipe's codec. Problem, naming the section, for any byte changed, missing or
+    surplus."""
+    if data[: len(CONTAINER_MAGIC)] != CONTAINER_MAGIC:
+        raise Problem(
+            f"model file: header begins with {data[:5]!r}, not {CONTAINER_MAGIC!r}; give a model.bin of this version"
+        )
+    header, place = _read_block(data, len(CONTAINER_MAGIC), "header")
     try:
+        header = json.loads(zlib.decompressobj().decompress(header, HEADER_LIMIT))
         table = [(str(name), str(scheme), str(role), tuple(shape)) for name, scheme, role, shape in header["tensors"]]
         digest = str(header["recipe"])
         sections = _container_sections(table)
-    except (KeyError, TypeError, ValueError) as error:
-        raise Problem(f"model file: header is not a fairway {CONTAINER_VERSION} table ({error!r})") from error
-    if sum(size for entries in sections.values() for *_, size in entries) > CONTENT_LIMIT:
-        raise Problem(f"model file: header states more than {CONTENT_LIMIT} bytes of codes; that is no honest model")
+    except (KeyError, TypeError, ValueError, RecursionError, zlib.error) as error:
+        raise Problem(f"model file: header is no table of tensors ({error!r}); fetch the file again") from error
+    _refuse_excess(sections, "model file: header states")
     codes = {name: Coded(scheme, role, shape, {}) for name, scheme, role, shape in table}
-    for (role, part), entries in sections.items():
-        total = sum(size for *_, size in entries)
-        content, place = _read_section(data, place, codec, total, f"section {role}/{part}")
-        start = 0
-        for name, dtype, shape, size in entries:
-            codes[name].parts[part] = _from_planes(content[start : start + size], dtype, shape)
-            start += size
+    for (role, scheme, part), entries in sections.items():
+        what = f"section {role}/{scheme}/{part}"
+        frame, place = _read_block(data, place, what)
+        layouts = [(np.dtype(str(dtype).removeprefix("torch.")), shape) for _, dtype, shape in entries]
+        try:
+            arrays = codec.decode(frame, layouts, part == "path")
+        except Problem as error:
+            raise Problem(f"model file: {what}: {error}") from error
+        for (name, *_), array in zip(entries, arrays, strict=True):
+            codes[name].parts[part] = torch.tensor(array)  # a copy: some codecs give views of the file
     if place != len(data):
         raise Problem(f"model file: {len(data) - place} surplus bytes after the last section; fetch the file again")
     return codes, digest
 
 
+def _header_chunks(codes, recipe_digest):
+    table = [[name, coded.scheme, coded.role, coded.shape] for name, coded in codes.items()]
+    header = json.dumps({"recipe": recipe_digest, "tensors": table}, separators=(",", ":")).encode()
+    sections = _container_sections(table)
+    _refuse_excess(sections, "the recipe's weights take")
+    return [CONTAINER_MAGIC + _block(zlib.compress(header, 9))], sections
+
+
 def _container_sections(table):
-    # (role, part) -> [(name, dtype, shape, bytes)], in order of first appearance.
+    # (role, scheme, part) -> [(name, dtype, shape)], in order of first appearance.
     sections, seen = {}, set()
     for name, scheme, role, shape in table:
         if name in seen or not all(type(length) is int and length > 0 for length in shape):
             raise ValueError(f"tensor {name!r} of shape {shape}")
         seen.add(name)
-        for part, (dtype, part_shape) in part_layout(scheme, shape).items():
-            entry = (name, dtype, part_shape, math.prod(part_shape) * dtype.itemsize)
-            sections.setdefault((role, part), []).append(entry)
+        for part, (dtype, part_shape) in part_layout(scheme, tuple(shape)).items():
+            sections.setdefault((role, scheme, part), []).append((name, dtype, part_shape))
     return sections
 
 
-def _read_header(data):
-    fixed = struct.calcsize(PREAMBLE)
-    if data[:4] != CONTAINER_MAGIC:
-        raise Problem(f"model file: header begins with {data[:4]!r}, not {CONTAINER_MAGIC!r}; give a model.bin")
-    if len(data) < fixed + 4:
-        raise Problem(f"model file: cut in its header at {len(data)} bytes; fetch the file again")
-    _, version, codec_id, frame_size, size = struct.unpack_from(PREAMBLE, data)
-    if version != CONTAINER_VERSION:
-        raise Problem(f"model file: header version {version}, this fairway reads {CONTAINER_VERSION}; pack again")
-    frame = data[fixed + 4 : fixed + 4 + frame_size]
-    if len(frame) < frame_size or zlib.crc32(data[:fixed] + frame) != struct.unpack_from("<I", data, fixed)[0]:
-        raise Problem("model file: header is damaged or cut (checksum); fetch the file again")
-    codec = next((kind for kind in CONTAINER_CODECS if kind.container_id == codec_id), None)
-    if codec is None or size > HEADER_LIMIT:
-        raise Problem(f"model file: header states codec {codec_id} and {size} bytes; another version of fairway wrote it")
-    try:
-        header = json.loads(codec.decompress(frame, size))
-    except (ValueError, RecursionError) as error:
-        raise Problem(f"model file: header is not JSON ({error!r})") from error
-    return codec, header, fixed + 4 + frame_size
+def _refuse_excess(sections, what):
+    content = sum(math.prod(shape) * dtype.itemsize for entries in sections.values() for _, dtype, shape in entries)
+    if content > CONTENT_LIMIT:
+        raise Problem(f"{what} {content} bytes of codes, more than {CONTENT_LIMIT}; take a smaller model")
 
 
-def _read_section(data, place, codec, total, section):
-    if len(data) < place + 8:
-        raise Problem(f"model file: {section} is missing; the file is cut at {len(data)} bytes, fetch it again")
-    frame_size, checksum = struct.unpack_from("<II", data, place)
-    frame = data[place + 8 : place + 8 + frame_size]
-    if len(frame) < frame_size or zlib.crc32(data[place : place + 4] + frame) != checksum:
-        raise Problem(f"model file: {section} is damaged or cut (checksum); fetch the file again")
-    try:
-        return codec.decompress(frame, total), place + 8 + frame_size
-    except Problem as error:
-        raise Problem(f"model file: {section}: {error}") from error
+def _arrays(codes, part, entries):
+    return [codes[name].parts[part].numpy() for name, *_ in entries]
 
 
-def _to_planes(tensor):
-    raw = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
-    return raw.reshape(-1, tensor.dtype.itemsize).T.tobytes()
+def _block(content):
+    size = struct.pack("<I", len(content))
+    return size + struct.pack("<I", zlib.crc32(size + content)) + content
 
 
-def _from_planes(content, dtype, shape):
-    planes = np.frombuffer(content, np.uint8).reshape(dtype.itemsize, -1)
-    return torch.from_numpy(planes.T.copy()).reshape(-1).view(dtype).reshape(shape)
+def _read_block(data, place, what):
+    begin = place + BLOCK_HEAD.size
+    size, checksum = BLOCK_HEAD.unpack(data[place:begin].ljust(BLOCK_HEAD.size, b"\0"))
+    content = data[begin : begin + size]
+    if len(data) < begin or len(content) < size or zlib.crc32(data[place : place + 4] + content) != checksum:
+        raise Problem(f"model file: {what} is damaged or cut (checksum); fetch the file again")
+    return content, begin + size

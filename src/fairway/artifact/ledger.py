@@ -24,8 +24,8 @@ def check_ledger(ledger, sizes):
 
 
 def refuse_overrun(ledger):
-    """Raises DoesNotHold when the total is over the cap, naming the excess and what weighs most."""
+    """Raises DoesNotHold when the total is over the cap, naming the excess and the ten largest owners."""
     total, cap = ledger["total"], ledger["cap"]
     if total > cap:
-        heavy = ", ".join(f"{one['owner']} {one['kind']} {one['bytes']:,}" for one in ledger["owners"][:4])
+        heavy = ", ".join(f"{one['owner']} {one['kind']} {one['bytes']:,}" for one in ledger["owners"][:10])
         raise DoesNotHold(f"{total:,} bytes are {total - cap:,} over the cap of {cap:,}; give up some of: {heavy}")

@@ -1,67 +1,179 @@
-"""Packing: averaged weights to the two files that are submitted, and the ledger of their bytes."""
+"""Packing: averaged weights to `model.bin` beside the program, under the cap, and the ledger of their bytes.
+
+`fit`'s dials work on a Packing: the weights on their way into the file.
+"""
 
 import hashlib
+import math
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+import torch
 
+from ..data.dataset import dataset_bytes
+from ..data.loaders import LoaderContext
 from ..files import write_bytes, write_json
+from ..model.roles import leaf_views, load_leaves
 from ..node import digest
 from ..problem import Problem
-from ..quantize.policy import dequantise, quantise, save_codes
-from ..runfolder import CODES, LEDGER, PACKED, PROGRAM, WEIGHTS, forget_score, need, update_run
-from .container import read_container, write_container
+from ..quantize.hessian import CalibrationContext
+from ..quantize.policy import assign_rules, dequantise, quantise, sound_weights
+from ..runfolder import LEDGER, PACKED, PROGRAM, WEIGHTS, forget_score, need, update_run
+from .container import measure_container, read_container, write_container
 from .ledger import check_ledger, make_ledger, refuse_overrun
-from .program import program_bytes, program_owners
+
+SPARE_LEAST, SPARE_MOST = 2_000, 40_000  # bytes under the cap at which a dial may stop
+FIT_TURNS = 3  # of all dials: they go by measured bytes, which are near the written ones; once or twice does it
+HEARD_BATCHES = 8  # of training text after the calibration's, on which the packed weights are compared with the trained
 
 
-def pack_run(folder, recipe, recipe_text, leaves, clock):
-    """Quantises and packs the run's weights; writes codes, model.bin, train_gpt.py and ledger.json, and returns the ledger.
+class Packing:
+    """Weights on one device, the rule of each leaf, and what the file would weigh; `rules` are what dials change."""
 
-    `leaves`: the model's, in order. Phases `quantise` and `encode` and the two files' SHA-256 go into run.json.
-    Over the cap it raises DoesNotHold: codes and ledger are written so that people see what weighs, but model.bin and
-    train_gpt.py are not, and those of an earlier pack are removed, so that no file looks fit to submit. A score goes with
-    the model.bin that it belongs to.
+    def __init__(self, tensors, leaves, rules, hessians, sized, room):
+        self.tensors, self.leaves, self.rules, self.hessians, self.sized = tensors, leaves, rules, hessians, sized
+        self.most, self.least = room - SPARE_LEAST, room - SPARE_MOST
+        self.truth = 1.0  # bytes of a file by bytes measured, once one has been written
+        self.known = {}
+
+    def quantise(self, rules):
+        """Codes by name. What was coded by the same rules the last time is not coded again."""
+        members = {}
+        for leaf in self.leaves:
+            members.setdefault(rules[leaf.name], []).append(leaf)
+        known = {}
+        for rule, mine in members.items():
+            key = rule, tuple(leaf.name for leaf in mine)
+            known[key] = self.known.get(key) or quantise(self.tensors, mine, rules, self.hessians)
+        self.known = known
+        coded = {name: one for codes in known.values() for name, one in codes.items()}
+        return {leaf.name: coded[leaf.name] for leaf in self.leaves}
+
+    def measure(self, codes):
+        """(bytes of the file, bytes by name)."""
+        total, by_name = self.sized(codes)
+        return total * self.truth, {name: size * self.truth for name, size in by_name.items()}
+
+
+def pack_recipe(recipe, folder, program, program_owners, dataset, world, machine, clock, note):
+    """Quantises and packs the run's weights; writes model.bin, train_gpt.py (`program`) and ledger.json; returns the ledger.
+
+    All ranks calibrate, rank 0 does the rest (the others get None). Phases `calibrate`, `quantise` and `encode`, the bpb of
+    a piece of training text before and after, and the two files' SHA-256 go into run.json. Validation is not touched.
+    Over the cap it raises DoesNotHold: the ledger is written so that people see what weighs, but the two files are not,
+    and those of an earlier pack are removed, so that no file looks fit to submit. A score goes with its model.bin.
     """
     folder = Path(folder)
+    model = recipe.model.build(None, machine.activations).to(world.device)
+    leaves = [leaf for leaf, _ in leaf_views(model)]
+    tensors = sound_weights(read_weights(need(folder, WEIGHTS, "train"), world.device), leaves)
+    load_leaves(model, tensors)
+    rules = assign_rules(leaves, recipe.quantize)
+    context = CalibrationContext(training_batches(recipe, dataset, world), world, machine, recipe.train.micro_tokens)
+    with clock.phase("calibrate"):
+        hessians = calibrated(recipe, model, rules, context)
+    if world.rank:
+        return None
+    room = recipe.cap - len(program)
+
+    def sized(codes):
+        return measure_container(codes, recipe.codec, digest(recipe))
+
+    packing = Packing(tensors, leaves, rules, hessians, sized, room)
     with clock.phase("quantise"):
-        codes = quantise(_read_weights(need(folder, WEIGHTS, "train")), leaves, recipe.quantize)
-        save_codes(folder / CODES, codes)
-    with clock.phase("encode"):
-        model, model_owners = write_container(codes, recipe.codec, digest(recipe))
-        packed = {PROGRAM: program_bytes(recipe_text), PACKED: model}
-    ledger = make_ledger({PROGRAM: program_owners(packed[PROGRAM]), PACKED: model_owners}, recipe.cap)
-    check_ledger(ledger, {name: len(data) for name, data in packed.items()})
+        codes = packing.quantise(rules)
+    first = codes
+    for turns in range(FIT_TURNS + 1):
+        with clock.phase("encode"):
+            data, owners = write_container(codes, recipe.codec, digest(recipe))
+        if not recipe.fit or turns == FIT_TURNS or packing.least <= len(data) <= packing.most:
+            break
+        with clock.phase("quantise"):
+            packing.truth = len(data) / sized(codes)[0]
+            before, packing.rules = packing.rules, rules
+            said = [dial.turn(packing) for dial in recipe.fit]
+            if packing.rules == before:
+                break  # nothing is left to give, or to take
+            note(f"fit: {'; '.join(said)}")
+            codes = packing.quantise(packing.rules)
+    report_worth(recipe, model, context, dataset, folder, tensors, first, codes, note)
+    return write_packed(recipe, folder, {PROGRAM: program, PACKED: data}, {PROGRAM: program_owners, PACKED: owners}, clock)
+
+
+def calibrated(recipe, model, rules, context):
+    """Hessians by leaf name of the leaves whose rules want them. Problem where the recipe says not how to get them."""
+    names = {name for name, rule in rules.items() if rule.calibrated}
+    if not names:
+        return {}
+    if len(recipe.calibrate) != 1:
+        raise Problem(
+            f"a rule for {min(names)} wants Hessians and `calibrate` holds {len(recipe.calibrate)} nodes; give one"
+        )
+    return recipe.calibrate[0].hessians(model, names, context)
+
+
+def training_batches(recipe, dataset, world):
+    """The recipe's loader, from the beginning of the training text, with this rank's share."""
+    shares = world.rank, world.size, recipe.train.micro_tokens, recipe.model.sequence, recipe.model.vocab
+    return recipe.loader.build(LoaderContext(dataset.train, *shares))
+
+
+@torch.no_grad()
+def report_worth(recipe, model, context, dataset, folder, tensors, first, codes, note):
+    """bpb of training text that calibration has not read: by the weights, by the rules as they stand in the recipe, and as
+    packed. What packing, and then fitting, gave up; into run.json's `heard`."""
+    batches, table, device = [], dataset_bytes(dataset), context.world.device
+    for _ in range(HEARD_BATCHES):
+        x_BT, y_BT = context.loader.next()
+        batches.append((x_BT.to(device), y_BT.to(device), int(table.counts(x_BT.numpy(), y_BT.numpy()).sum())))
+
+    def bpb():
+        nats = sum(float(model.loss(x_BT, y_BT)) * y_BT.numel() for x_BT, y_BT, _ in batches)
+        return nats / math.log(2) / sum(count for *_, count in batches)
+
+    heard = {"weights": bpb()}
+    for name, found in {"rules": first, "packed": codes}.items():
+        load_leaves(model, dequantise(found))
+        heard[name] = bpb() if name == "rules" or found is not first else heard["rules"]
+    update_run(folder, {"heard": heard})
+    lost, fitted = heard["rules"] - heard["weights"], heard["packed"] - heard["rules"]
+    note(f"training text: {heard['weights']:.4f} bpb, {lost:+.4f} by the rules, {fitted:+.4f} more by fitting the cap")
+
+
+def write_packed(recipe, folder, files, owners, clock):
+    """The two files, if they fit, and their ledger, which it returns; DoesNotHold over the cap."""
+    ledger = make_ledger(owners, recipe.cap)
+    check_ledger(ledger, {name: len(data) for name, data in files.items()})
     forget_score(folder)
     fits = ledger["total"] <= ledger["cap"]
-    for name, data in packed.items():
+    for name, data in files.items():
         if fits:
             write_bytes(folder / name, data)
         else:
             (folder / name).unlink(missing_ok=True)
     write_json(folder / LEDGER, ledger)
-    hashes = {name: hashlib.sha256(data).hexdigest() if fits else None for name, data in packed.items()}
-    phases = {name: clock.seconds[name] for name in ("quantise", "encode")}
+    hashes = {name: hashlib.sha256(data).hexdigest() if fits else None for name, data in files.items()}
+    phases = {name: clock.seconds[name] for name in ("calibrate", "quantise", "encode")}
     update_run(folder, {"phases": phases, "sha256": hashes})
     refuse_overrun(ledger)
     return ledger
 
 
-def _read_weights(path):
+def read_weights(path, device):
+    """Canonical name -> tensor of a weights file."""
     try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise Problem(f"cannot read {path}: {error}; `fairway train` writes it") from error
+        return torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # whatever a broken pickle brings up
+        reason = str(error).partition("\n")[0]
+        raise Problem(f"cannot read {path}: {reason}; `fairway train` writes it") from error
 
 
-def load_packed(path, recipe_digest):
+def load_packed(path, recipe):
     """Canonical name -> float32 weights of a model.bin. Problem when it is damaged or was packed for another recipe."""
     try:
         data = Path(path).read_bytes()
     except OSError as error:
         raise Problem(f"cannot read {path}: {error.strerror}; `fairway pack` writes it") from error
-    codes, packed_for = read_container(data)
-    if packed_for != recipe_digest:
-        raise Problem(f"{path} was packed for recipe {packed_for}, this one is {recipe_digest}; pack the run again")
+    codes, packed_for = read_container(data, recipe.codec)
+    if packed_for != digest(recipe):
+        raise Problem(f"{path} was packed for recipe {packed_for}, this one is {digest(recipe)}; pack the run again")
     return dequantise(codes)

@@ -1,1 +1,1 @@
-"""General compressors behind one call."""
+"""Coders of quantised weights: our own table rANS, and general compressors behind the same calls."""

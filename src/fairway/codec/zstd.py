@@ -2,40 +2,44 @@
 
 from dataclasses import dataclass
 
-import zstandard
-
 from ..problem import Problem
-from ..sites import CodecSite
+from .general import ByteCodec, checked_size
 
 GREATEST_RATIO = 2**15  # a block of 4 bytes repeats one byte 128 KiB long; nothing in the format is denser
 
 
 @dataclass(frozen=True)
-class Zstd(CodecSite):
+class Zstd(ByteCodec):
     """Zstandard frames at `level` (1 to 22). The same bytes and library version give the same frame."""
 
     level: int = 22
 
-    container_id = 1  # untyped, so no field: the byte by which a container knows its codec
+    tag = 1  # untyped, so no field
 
     def __post_init__(self):
         if not 1 <= self.level <= 22:
             raise Problem(f"Zstd.level is {self.level}: take 1 to 22")
 
-    def compress(self, data):
+    def compress(self, content):
         """One frame that states its content's size."""
-        return zstandard.ZstdCompressor(level=self.level, write_content_size=True).compress(data)
+        return _zstandard().ZstdCompressor(level=self.level, write_content_size=True).compress(content)
 
-    @staticmethod
-    def decompress(data, size):
-        """The frame's `size` bytes. Problem when it is broken, holds another size, or is followed by anything.
-
-        The frame states its own size, which the library believes and allocates: it must be `size`, and possible.
-        """
+    def expand(self, frame, size):
+        """The frame states its own size, which the library believes and allocates: it must be `size`, and possible."""
+        module = _zstandard()
         try:
-            stated = zstandard.get_frame_parameters(data).content_size
-            if stated != size or size > GREATEST_RATIO * len(data):
-                raise Problem(f"a frame of {len(data)} bytes states {stated} where {size} are due; fetch the file again")
-            return zstandard.ZstdDecompressor().decompress(data, max_output_size=size, allow_extra_data=False)
-        except zstandard.ZstdError as error:
+            stated = module.get_frame_parameters(frame).content_size
+            if stated != size or size > GREATEST_RATIO * len(frame):
+                raise Problem(f"a frame of {len(frame)} bytes states {stated} where {size} are due; fetch the file again")
+            content = module.ZstdDecompressor().decompress(frame, max_output_size=size, allow_extra_data=False)
+        except module.ZstdError as error:
             raise Problem(f"not a whole zstd frame ({error}); fetch the file again") from error
+        return checked_size(content, size, "zstd")
+
+
+def _zstandard():
+    try:
+        import zstandard  # here, for only recipes with this codec need it
+    except ImportError as error:
+        raise Problem("Zstd needs the package zstandard: pip install zstandard, or take another codec") from error
+    return zstandard

@@ -27,20 +27,14 @@ class ByteTable:
         """Bytes of each target token given the token before it: integer ids [N], [N] -> int64 [N]."""
         return self.base[target].astype(np.int64) + (self.leading_space[target] & ~self.boundary[previous])
 
-    def _parts(self, tokens, chunk):
-        parts = (tokens[at : at + chunk + 1] for at in range(0, len(tokens) - 1, chunk))
-        return (self.counts(part[:-1], part[1:]) for part in parts)
-
     def total(self, tokens, chunk=1 << 20):
         """Bytes of tokens[1:], a part at a time: the counts of 62 million tokens need not be in memory at once."""
-        return sum(int(counts.sum()) for counts in self._parts(tokens, chunk))
+        parts = (tokens[at : at + chunk + 1] for at in range(0, len(tokens) - 1, chunk))
+        return sum(int(self.counts(part[:-1], part[1:]).sum()) for part in parts)
 
-    def of_targets(self, tokens, chunk=1 << 20):
+    def of_targets(self, tokens):
         """Bytes of each of tokens[1:]: int32."""
-        found = np.empty(max(0, len(tokens) - 1), np.int32)
-        for number, counts in enumerate(self._parts(tokens, chunk)):
-            found[number * chunk : number * chunk + len(counts)] = counts
-        return found
+        return self.counts(tokens[:-1], tokens[1:]).astype(np.int32)
 
 
 def byte_table(tokenizer):

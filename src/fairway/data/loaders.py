@@ -4,6 +4,7 @@ Shape suffixes: B sequences a micro-step and rank, T tokens a sequence, N tokens
 """
 
 from bisect import bisect_right
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,10 +46,9 @@ class LoaderContext:
 
     def known(self, tokens, path):
         """`tokens`, or Problem if the model has no row for one of them."""
-        largest = int(tokens.max())
-        if largest >= self.vocab:
+        if tokens.max() >= self.vocab:
             raise Problem(
-                f"token {largest} in {path} but the model has {self.vocab} rows: data and recipe differ in vocabulary"
+                f"token {tokens.max()} in {path} but the model has {self.vocab} rows: data and recipe differ in vocabulary"
             )
         return tokens
 
@@ -139,10 +139,9 @@ class ShuffledBatches:
         self.shards = self._own(context)
         windows = sum(max(len(tokens) - 1, 0) // context.seq for _, tokens in self.shards)
         if not windows:
-            longest = max(len(tokens) for _, tokens in self.shards)
             raise Problem(
-                f"rank {context.rank} owns {longest} tokens at most but a window takes {context.seq + 1};"
-                " lower model.sequence"
+                f"rank {context.rank} owns {max(len(tokens) for _, tokens in self.shards)} tokens at most"
+                f" but a window takes {context.seq + 1}; lower model.sequence"
             )
         self.random = np.random.Generator(np.random.PCG64(seed + context.rank))
         self._shuffle()
@@ -160,8 +159,8 @@ class ShuffledBatches:
 
     def _shuffle(self):
         """Begins an epoch: one draw of phase and permutation a shard, in order."""
-        self.epoch, seq = self.random.bit_generator.state, self.context.seq
-        self.starts = []
+        # A copy: a generator's own `state` is asked for by checkpoints alone.
+        self.epoch, seq, self.starts = deepcopy(self.random), self.context.seq, []
         for _, tokens in self.shards:
             phase = int(self.random.integers(max(min(seq - 1, len(tokens) - seq - 1), 0) + 1))
             order = self.random.permutation(max(len(tokens) - 1 - phase, 0) // seq)
@@ -184,7 +183,8 @@ class ShuffledBatches:
 
     def state(self):
         """What `restore` needs to go on exactly here: plain numbers, some of 128 bits."""
-        return {"epoch": self.epoch, "random": self.random.bit_generator.state, "left": self.left.tolist()}
+        epoch, now = self.epoch.bit_generator.state, self.random.bit_generator.state
+        return {"epoch": epoch, "random": now, "left": self.left.tolist()}
 
     def restore(self, state):
         """Goes on where `state` was taken; Problem if that cannot have been on these shards."""

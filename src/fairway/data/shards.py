@@ -26,26 +26,33 @@ def write_shard(path, tokens):
 
 def open_shard(path):
     """The shard's tokens [N], a read-only memory map of uint16. Raises Problem for a file that is not a whole shard."""
-    path = Path(path)
     try:
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            header = np.frombuffer(file.read(SHARD_HEADER_BYTES), "<i4", count=3) if size >= SHARD_HEADER_BYTES else None
+        size, header = Path(path).stat().st_size, np.fromfile(path, "<i4", 3).tolist()
     except OSError as error:
         raise Problem(f"cannot read shard {path}: {error.strerror}; build or download the data again") from error
-    if header is None:
-        raise Problem(f"{path} has {size} bytes, less than a header of {SHARD_HEADER_BYTES}; fetch or build it again")
-    magic, version, count = (int(value) for value in header)
-    if magic != SHARD_MAGIC:
-        raise Problem(f"{path} is not a token shard: its magic number is {magic}, not {SHARD_MAGIC}")
-    if version != SHARD_VERSION:
-        raise Problem(f"{path} is a shard of version {version}; only version {SHARD_VERSION} is known")
-    if size != SHARD_HEADER_BYTES + 2 * count:
-        what = "truncated" if size < SHARD_HEADER_BYTES + 2 * count else "too long"
-        raise Problem(
-            f"{path} is {what}: its header promises {count} tokens, {SHARD_HEADER_BYTES + 2 * count} bytes, "
-            f"but it has {size}; fetch or build it again"
-        )
-    if not count:  # a file cannot be mapped from its very end
+    if header[:2] != [SHARD_MAGIC, SHARD_VERSION] or size != SHARD_HEADER_BYTES + 2 * header[2]:
+        raise Problem(shard_fault(path, size, header))
+    if size == SHARD_HEADER_BYTES:  # a file cannot be mapped from its very end
         return np.zeros(0, "<u2")
-    return np.memmap(path, "<u2", mode="r", offset=SHARD_HEADER_BYTES, shape=(count,))
+    return np.memmap(path, "<u2", mode="r", offset=SHARD_HEADER_BYTES)
+
+
+def shard_fault(path, size, header):
+    """What is wrong with a file of `size` bytes that begins with these int32."""
+    if size < SHARD_HEADER_BYTES:
+        return f"{path} has {size} bytes, less than a header of {SHARD_HEADER_BYTES}; fetch or build it again"
+    magic, version, count = header
+    if magic != SHARD_MAGIC:
+        return f"{path} is not a token shard: its magic number is {magic}, not {SHARD_MAGIC}"
+    if version != SHARD_VERSION:
+        return f"{path} is a shard of version {version}; only version {SHARD_VERSION} is known"
+    what = "truncated" if size < SHARD_HEADER_BYTES + 2 * count else "too long"
+    return (
+        f"{path} is {what}: its header promises {count} tokens, {SHARD_HEADER_BYTES + 2 * count} bytes, "
+        f"but it has {size}; fetch or build it again"
+    )
+
+
+def joined_shards(paths):
+    """The tokens of shards, one after the other: uint16 [N]."""
+    return np.concatenate([open_shard(path) for path in paths])

@@ -9,15 +9,12 @@ import torch
 @dataclass(frozen=True)
 class Capability:
     """What to use on one device: `activations` is the dtype of the residual stream and its products,
-    `products` that of the Newton-Schulz iteration, `compiled` whether to compile the training step, `peak_flops` the
-    dense half-precision FLOPs a second that the card's maker states (None where it is not known here)."""
+    `products` that of the Newton-Schulz iteration, `compiled` whether to compile the training step."""
 
     device: torch.device
     activations: torch.dtype
     products: torch.dtype
     compiled: bool
-    name: str
-    peak_flops: float | None = None
 
 
 # Dense bfloat16 with float32 sums, by a part of the card's name.
@@ -32,10 +29,19 @@ def capability(device):
     """
     if device.type == "cuda":
         half = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-        name = torch.cuda.get_device_name(device)
-        peak = next((flops for part, flops in PEAK_FLOPS.items() if part in name), None)
-        return Capability(device, half, half, True, name, peak)
-    return Capability(device, torch.float32, torch.float32, False, f"cpu x{torch.get_num_threads()}")
+        return Capability(device, half, half, True)
+    return Capability(device, torch.float32, torch.float32, False)
+
+
+def device_name(device):
+    """The card's name, or the CPU and how many threads it has."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu x{torch.get_num_threads()}"
+
+
+def peak_flops(device):
+    """The dense half-precision FLOPs a second that the card's maker states; None where it is not known here."""
+    name = device_name(device)
+    return next((flops for part, flops in PEAK_FLOPS.items() if part in name), None)
 
 
 def best_device(index=0):

@@ -45,14 +45,14 @@ class LateQATState:
     def __init__(self, node, model, policy):
         self.node = node
         rules = assign_rules([leaf for leaf, _ in leaf_views(model)], policy)
-        self.bends = []  # (parameter, [(first slice, one past the last, rule)])
+        self.bends = []  # (parameter, [(first leaf, one past the last, rule)]), a parameter that is one leaf as [1, ...]
         for module in model.modules():
             for attribute, (role, leaves) in module.owned.items() if isinstance(module, Part) else ():
                 parameter = getattr(module, attribute)
                 if not any(role_matches(role, one) for one in node.roles):
                     continue
                 if isinstance(leaves, str):
-                    spans = [(0, len(parameter), rules[leaves])]
+                    parameter, spans = parameter.detach()[None], [(0, 1, rules[leaves])]
                 else:
                     spans = _spans([rules[name] for name, _, _ in leaves])
                 probe = torch.zeros(1, 1)

@@ -1,5 +1,11 @@
 """Every recipe that a command can be asked for by its function's name."""
 
+from ..codec.general import Brotli, Lzma
+from ..codec.smallest import Smallest
+from ..codec.zstd import Zstd
+from ..quantize.lowrank import LowRank
+from ..quantize.trellis import Trellis
+from ..score.averaged_sgd import AveragedSGD
 from ..score.lora import DocumentLoRA
 from .demo import demo
 from .pr162 import pr162
@@ -11,4 +17,4 @@ from .pr1523 import pr1523
 RECIPES = (demo, pr162, pr864, pr1205, pr1514, pr1523)
 
 # Nodes that stand in no recipe here, but may in somebody's, or in a setting.
-BESIDE = (DocumentLoRA,)
+BESIDE = (AveragedSGD, Brotli, DocumentLoRA, LowRank, Lzma, Smallest, Trellis, Zstd)

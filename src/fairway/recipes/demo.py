@@ -7,6 +7,8 @@ from ..node import amend, swap
 from ..optim.average import SWA
 from ..optim.muon import Muon
 from ..optim.schedule import Budget, Ramp, WarmDownFraction, WarmDownSteps
+from ..quantize.gptq import GPTQ
+from ..quantize.hessian import Calibration
 from ..quantize.schemes import KeepFloat16, RowInt
 from ..recipe import Recipe
 from ..score.windows import Evaluation, Sliding
@@ -28,9 +30,11 @@ def demo() -> Recipe:
         quantize=(
             KeepFloat16(role="scalar"),
             KeepFloat16(role="embedding"),
-            RowInt(role="matrix", bits=6),
+            RowInt(role="matrix", bits=6, rounding=GPTQ()),
             RowInt(bits=8),
         ),
+        calibrate=(Calibration(tokens=65_536),),
+        fit=(),
         train=replace(recipe.train, batch_tokens=4096, micro_tokens=4096, budget=Budget(240, 150.0)),
         evaluate=Evaluation(Sliding(length=256, stride=128)),
     )

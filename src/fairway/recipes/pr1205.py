@@ -5,11 +5,11 @@ clock; the output matrices' "mimetic" start is the transpose that was meant; mom
 late QAT rounds straight through on the grid of the packing rules (there a sigmoid, to another range; what is packed in
 the end is the mean of snapshots); rows keep their own scale (there never under 1/15); the EMA that was computed and
 thrown away is left out; tables' masters, momentum, gradients on their way and the capped logits are float32 (there
-bfloat16); the tail is scored once. int5 by the row's maximum, without GPTQ, pruning and brotli, takes more bytes than the
-cap allows.
+bfloat16); the tail is scored once; bits go where they lower the error in the outputs most per byte as really coded (there
+an estimate left every matrix at 5); pruning, if any is needed, weighs by the Hessian and is made up for in GPTQ's sweep.
 """
 
-from ..codec.zstd import Zstd
+from ..codec.columns import ColumnRans
 from ..data.loaders import SequentialShards
 from ..model.head import FinalNorm, Softcap, TiedHead
 from ..model.inputs import EngramLite, TokenEmbedding
@@ -28,12 +28,15 @@ from ..optim.average import SWA
 from ..optim.muon import Muon
 from ..optim.orthogonal import Turbo
 from ..optim.schedule import Budget, Ramp, WarmDownSteps
+from ..quantize.fit import MixedBits, Pruning
+from ..quantize.gptq import GPTQ
+from ..quantize.hessian import Calibration
 from ..quantize.qat import LateQAT
 from ..quantize.schemes import KeepFloat16, RowInt
 from ..recipe import Recipe
 from ..score.windows import Evaluation, Sliding
 from ..train.settings import Training
-from .pr864 import NTK_BASE
+from .pr864 import CLIPS, NTK_BASE
 
 SLOPES = (-0.014, 0.131, 0.225, 0.265, 0.310, 0.354, 0.421, 0.429, 0.417, 0.358, 0.468)
 
@@ -80,10 +83,12 @@ def pr1205() -> Recipe:
         quantize=(
             KeepFloat16(largest=65_536),
             KeepFloat16(role="embedding"),
-            RowInt(role="matrix", bits=5),
-            RowInt(role="projection", bits=6),
+            RowInt(role="matrix", bits=5, search=CLIPS, rounding=GPTQ()),
+            RowInt(role="projection", bits=6, search=CLIPS, rounding=GPTQ()),
             RowInt(role="table", bits=8, quantile=0.9999984),
         ),
-        codec=Zstd(level=22),
+        calibrate=(Calibration(),),
+        fit=(MixedBits(bits=(4, 5, 6, 7)), Pruning()),
+        codec=ColumnRans(),
         evaluate=Evaluation(Sliding(length=2048, stride=64), multiple_of=2048),
     )

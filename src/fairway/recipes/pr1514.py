@@ -3,11 +3,11 @@
 Mended against the public script: RoPE positions are exact (in bfloat16 641 of 2,048 were told apart); the embedding has
 a float32 master; logits are capped in float32; 13 s are reserved for calibration, which took 12.8 of the 12 set aside;
 EMA is bias-corrected; the tilt is its token expert alone (the two word experts were off, but still added 0.1 to some
-strengths), on exact counts instead of unverified hashes. Weights are rounded to nearest on its k-sigma grid, not yet by
-GPTQ, and compressed by zstd, not brotli: a little over the cap.
+strengths), on exact counts instead of unverified hashes; GPTQ's Hessians are those of all ranks; row scales are 8-bit
+logarithms; codes are coded by rANS in contexts of their column, not by brotli; k moves until the bytes meet the cap.
 """
 
-from ..codec.zstd import Zstd
+from ..codec.columns import ColumnRans
 from ..data.loaders import ShuffledWindows
 from ..model.head import FinalNorm, Softcap, TiedHead
 from ..model.inputs import TokenEmbedding
@@ -24,6 +24,9 @@ from ..optim.average import EMA
 from ..optim.muon import Muon
 from ..optim.orthogonal import MuonEqR
 from ..optim.schedule import Budget, Ramp, WarmDownFraction
+from ..quantize.fit import StepDial
+from ..quantize.gptq import GPTQ
+from ..quantize.hessian import Calibration
 from ..quantize.schemes import KeepFloat16, RowInt
 from ..recipe import Recipe
 from ..score.sgd import ScoreFirstSGD
@@ -70,10 +73,12 @@ def pr1514() -> Recipe:
         average=(EMA(0.997),),
         quantize=(
             KeepFloat16(largest=65_536),
-            RowInt(role="matrix", bits=6, sigmas=12.85),
-            RowInt(role="embedding", bits=8, sigmas=20.0),
+            RowInt(role="matrix", bits=6, sigmas=12.85, log_scales=True, rounding=GPTQ()),
+            RowInt(role="embedding", bits=8, sigmas=20.0, log_scales=True, rounding=GPTQ()),
         ),
-        codec=Zstd(level=22),
+        calibrate=(Calibration(),),
+        fit=(StepDial(),),
+        codec=ColumnRans(),
         evaluate=Evaluation(Sliding(length=2048, stride=64), multiple_of=2048),
         adapt=(ScoreFirstSGD(rate=0.005),),
         mix=(TokenTilt(),),

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ..problem import Problem
-from ..sites import MixSite
-from .mixing import Blended, MixerBase, Unnormalised
+from .mixing import Blended, MixerBase, Mixing, Unnormalised
 
 HIGHEST_ORDER = 32
 PUBLISHED_ORDERS = 9  # the published hash has primes for no more
@@ -53,7 +52,7 @@ class EntropyWeight:
 
 
 @dataclass(frozen=True)
-class BackoffCache(EntropyWeight, MixSite):
+class BackoffCache(EntropyWeight, Mixing):
     """(1 - a) p(v) + a count(context, v) / count(context), with the longest context that has been seen `least` times.
 
     Counts are exact, so that the ratio is a distribution. The cache grows after each `every` targets, in the order of
@@ -75,7 +74,7 @@ class BackoffCache(EntropyWeight, MixSite):
 
 
 @dataclass(frozen=True)
-class BackoffCacheAsPublished(EntropyWeight, MixSite):
+class BackoffCacheAsPublished(EntropyWeight, Mixing):
     """#864's rule to the letter: hash tables of `buckets` entries in which contexts and targets collide, the realised target
     in the key. Reports its number with the sum of its chances over all tokens, measured at `sample` targets.
 

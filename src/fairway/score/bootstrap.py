@@ -9,7 +9,7 @@ import numpy as np
 
 from ..problem import Problem
 
-BLOCK = 1 << 21  # documents drawn at once: 16 MiB of indices
+RESAMPLED_AT_ONCE = 1 << 21  # documents drawn at once: 16 MiB of indices
 
 
 def paired_bootstrap(nats_a_N, nats_b_N, bytes_N_or_total, document_N, draws=1000, seed=0):
@@ -73,7 +73,7 @@ def _resampled(delta_D, bytes_D, draws, seed):
     chance, documents, parts = np.random.default_rng(seed), len(delta_D), []
     # One row a document: both numbers come from one place in memory.
     both_D2 = np.stack([delta_D, bytes_D], axis=1)
-    block = max(1, BLOCK // documents)
+    block = max(1, RESAMPLED_AT_ONCE // documents)
     for low in range(0, draws, block):
         drawn = chance.integers(documents, size=(min(block, draws - low), documents))
         parts.append(both_D2[drawn].sum(axis=1))

@@ -14,12 +14,12 @@ import torch
 from ..model.context import Initialiser
 from ..problem import Problem
 from ..sites import AdaptSite
-from .adapter import Adapter
+from .adapter import RoundAdapter
 from .batches import Cut
 from .lora_products import LORA_TARGETS, LowRankProducts, find_products
 from .schedule import Episode, Group, Round
 from .weights import WeightTrainer
-from .windows import WindowPlan
+from .windows import DocumentPlan
 
 FEWEST_ROWS = 8  # a batch whose documents have nearly all ended shrinks by halves, down to this many rows
 ROOM = 64  # rows of windows are as long as a multiple of this
@@ -116,9 +116,7 @@ def cut_documents(node, targets, starts):
     return DocumentChunks(edges[:-1], length, size, count, np.cumsum(count) - count)
 
 
-class DocumentLoRAAdapter(Adapter):
-    by_round = True
-
+class DocumentLoRAAdapter(RoundAdapter):
     def __init__(self, node, context):
         super().__init__(context)
         model = context.model
@@ -151,7 +149,7 @@ class DocumentLoRAAdapter(Adapter):
         begin = floor + (np.arange(len(of_W)) - found.window[of_W]) * size
         end = np.minimum(begin + size, floor + found.length[of_W])
         start = np.maximum(floor, end - self.node.context)
-        return WindowPlan(start, end - start, begin - start, floor)
+        return DocumentPlan(start, end - start, begin - start, floor)
 
     def schedule(self, plan, starts):
         """Batches of about equal numbers of documents, longest first; a phase's, and a chunk size's, end with a batch.
@@ -224,6 +222,12 @@ class DocumentLoRAAdapter(Adapter):
         with torch.no_grad():
             torch._foreach_zero_(self.up + self.second + self.first)
 
+    def ready(self, batch, ids_NK):
+        # Rounds of documents reach further back each time, and have ever fewer rows: one graph for them all, and more
+        # where all rows or the longest windows are there, for slices are then the whole tensors.
+        for tensor, dimension in ((batch.ids_BT, 0), (batch.ids_BT, 1), (batch.take_N, 0), (ids_NK, 0)):
+            torch._dynamo.maybe_mark_dynamic(tensor, dimension)
+
     def tensors(self, rows=None):
         """A and B of the first rows; by default of all."""
         if self.down is None:
@@ -269,7 +273,7 @@ class DocumentLoRAAdapter(Adapter):
 
     # All weights
 
-    def after_group(self, group, plan, revealed, entropy):
+    def after_group(self, group, plan, revealed):
         self.groups += 1
         own_D = np.searchsorted(self.documents.floor, np.unique(plan.floor[group.windows()]))
         # In the order of the stream, where long and short ones are mixed.
@@ -305,7 +309,7 @@ class DocumentLoRAAdapter(Adapter):
     def _step_sequences(self):
         return max(1, self.node.base_batch // self.context.model.sequence)
 
-    def warm_up(self, vocab, plan, schedule):
+    def rehearse(self, vocab, plan, schedule):
         length, size, done, steps, largest = self.context.model.sequence, self._step_sequences(), 0, 0, 0
         for group in schedule[: self.node.phases]:
             windows = group.windows()
@@ -322,12 +326,12 @@ class DocumentLoRAAdapter(Adapter):
             self.context.world.synchronize()
             seconds = time.perf_counter() - begin
         _set_learning(self.learning, False)
-        self.trainer.restore()
+        self.trainer.revert()
         return seconds * steps
 
     def restore(self):
         if self.trainer is not None:
-            self.trainer.restore()
+            self.trainer.revert()
         _set_learning(self.learning, True)
 
     def summary(self):

@@ -4,10 +4,13 @@ A mixer is shown a History and what the model commits to at ids it has named bef
 one of the classes below; only `mixed_nats` looks the targets up. N targets, K ids asked for at each, V vocabulary.
 """
 
+import numpy as np
 import torch
 
 from ..problem import Problem
-from .history import spans_of
+from ..sites import MixSite
+from .history import History, spans_of
+from .schedule import order_of_scoring, scoring_rank
 
 UNDERFLOW = -700.0  # exp of less is no normal float64
 PUBLISHED_FLOOR = 1e-10  # of probabilities, in the rule of #864
@@ -162,6 +165,39 @@ class MixerBase:
         return {}
 
 
+class Mixing(MixSite):
+    """What every node of a mixer is."""
+
+    def mixture(self, nodes, one):
+        """The Mixture of these nodes for a Pass."""
+        return Mixture(nodes, one)
+
+
+class Mixture:
+    """The mixers of a Pass, one after the other. Statistics come from what stands before in its order of scoring, and
+    contexts stop where its windows see no further."""
+
+    def __init__(self, nodes, one):
+        plan, device, rank_N, floor_N = one.plan, one.stream.device, None, None
+        if np.any(np.diff(order_of_scoring(one.schedule)) < 0):
+            rank_N = torch.from_numpy(scoring_rank(one.schedule, plan)).to(device)
+        if plan.floor is not None:
+            floor_N = torch.from_numpy(np.repeat(plan.floor, plan.end - plan.begin)).to(device)
+        self.one = one
+        self.mixers = build_mixers(nodes, History(one.stream, rank_N, floor_N, one.commit.vocab))
+        self.queries = [ids_N for _, mixer in self.mixers for ids_N in mixer.queries]
+        self.wants_entropy = any(mixer.wants_entropy for _, mixer in self.mixers)
+
+    def nats(self, whole_NK, tally=None):
+        """`mixed_nats` of what all ranks' models have committed to: a column for each id, and maybe one of entropies."""
+        asked = self.one.ids_NK.shape[1]
+        committed = Committed(self.one.ids_NK, whole_NK[:, :asked], whole_NK[:, asked] if self.one.entropy else None)
+        return [
+            (name, nats_N.cpu().numpy())
+            for name, nats_N in mixed_nats(committed, self.mixers, self.one.stream[1:].long(), tally)
+        ]
+
+
 def build_mixers(nodes, history):
     """[(name, mixer)] of a recipe's `mix`; of several of one kind each name also has its place. Problem where something is
     to stand on what is no distribution."""
@@ -174,37 +210,29 @@ def build_mixers(nodes, history):
     return mixers
 
 
-def mixed_nats(committed, mixers, target_N):
-    """[(name, nats_N float64, summary)], one for each (name, mixer), each with all before it: nats of the targets.
+def mixed_nats(committed, mixers, target_N, tally=None):
+    """[(name, nats_N float64)], one for each (name, mixer), each with all before it: nats of the targets.
 
-    `committed` knows the targets and every mixer's queries. `summary` also holds `normalised`. Works in spans, so that
-    temporaries stay small. ValueError where a mixer answers with anything but a Distribution of this module, or where a
-    nat is not a number or below 0 although the distribution is one.
+    `committed` knows the targets and every mixer's queries. `tally(place, mixed, target_N)` is called with what each mixer
+    answers for each span: the work is done in spans, so that temporaries stay small. ValueError where a mixer answers with
+    anything but a Distribution of this module, or where a nat is not a number or below 0 although the distribution is one.
     """
-    queries = [list(mixer.queries) for _, mixer in mixers]
     for place, (_, mixer) in enumerate(mixers):
-        if later := [ids_N for part in queries[place + 1 :] for ids_N in part]:
+        if later := [ids_N for _, one in mixers[place + 1 :] for ids_N in one.queries]:
             mixer.prepare(later)
     nats = [torch.empty(len(target_N), dtype=torch.float64, device=target_N.device) for _ in mixers]
-    tallies, sound = [{} for _ in mixers], [True for _ in mixers]
     for span in spans_of(len(target_N)):
         mixed = committed.part(span)
         for place, (name, mixer) in enumerate(mixers):
-            mixed = _one_of_ours(mixer.mix(mixed, span), name)
+            mixed = mixer.mix(mixed, span)
+            if not isinstance(mixed, Distribution) or type(mixed).__module__ != Distribution.__module__:
+                raise ValueError(
+                    f"{name} answers with {type(mixed).__name__}, none of the distributions that are known to be sound"
+                )
             nats[place][span] = _nats_of(mixed, target_N[span], name)
-            sound[place] &= mixed.normalised
-            for what, number in mixed.tally(target_N[span]).items():
-                tallies[place][what] = tallies[place].get(what, 0) + number
-    return [
-        (name, nats_N, mixer.summary(tally) | {"normalised": whole})
-        for (name, mixer), nats_N, tally, whole in zip(mixers, nats, tallies, sound, strict=True)
-    ]
-
-
-def _one_of_ours(mixed, name):
-    if type(mixed) not in (Committed, CommittedWhole, Tilted, Blended, Unnormalised):
-        raise ValueError(f"{name} answers with {type(mixed).__name__}, none of the distributions that are known to be sound")
-    return mixed
+            if tally:
+                tally(place, mixed, target_N[span])
+    return [(name, nats_N) for (name, _), nats_N in zip(mixers, nats, strict=True)]
 
 
 def _nats_of(mixed, target_N, name):
@@ -212,12 +240,17 @@ def _nats_of(mixed, target_N, name):
     # A float32 model's rounding brings ln p a little above 0; what is no distribution may go beyond 1 as it likes.
     good_N = nats_N >= (-1e-4 if mixed.normalised else -torch.inf)
     if not bool(good_N.all()):
-        at = int(torch.nonzero(~good_N)[0])
-        raise ValueError(f"{name} gives target {at} of its span {float(nats_N[at])} nats, which no probability costs")
+        raise ValueError(strange_nats(nats_N, good_N, name))
     return nats_N
 
 
+def strange_nats(nats_N, good_N, name):
+    """Names the first target whose nats no probability costs."""
+    at = int(torch.nonzero(~good_N)[0])
+    return f"{name} gives target {at} of its span {float(nats_N[at])} nats, which no probability costs"
+
+
 def _check_range(values_N, low, high, what):
-    if len(values_N) and not bool(((values_N >= low) & (values_N <= high)).all()):
-        worst = values_N[~((values_N >= low) & (values_N <= high))][0]
-        raise ValueError(f"{what} is {float(worst)}, not in {low:g}..{high:g}")
+    good_N = (values_N >= low) & (values_N <= high)
+    if not bool(good_N.all()):
+        raise ValueError(f"{what} is {float(values_N[~good_N][0])}, not in {low:g}..{high:g}")

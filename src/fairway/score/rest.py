@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .windows import NonOverlapping, WindowPlan
+from .windows import DocumentPlan, NonOverlapping, WindowPlan
 
 
 def plain_rest(plan, windows, length):
@@ -13,7 +13,7 @@ def plain_rest(plan, windows, length):
     """
     if not len(windows):
         empty = np.zeros(0, np.int64)
-        return WindowPlan(empty, empty, empty, None if plan.floor is None else empty)
+        return WindowPlan(empty, empty, empty) if plan.floor is None else DocumentPlan(empty, empty, empty, empty)
     begin, end, floor = plan.begin[windows], plan.end[windows], None if plan.floor is None else plan.floor[windows]
     apart = begin[1:] != end[:-1]
     if floor is not None:
@@ -27,4 +27,4 @@ def plain_rest(plan, windows, length):
         firsts.append(part.first)
         floors.append(np.full(len(part), low if floor is None else floor[run[0]]))
     joined = [np.concatenate(parts) for parts in (starts, lengths, firsts, floors)]
-    return WindowPlan(*joined[:3], None if floor is None else joined[3])
+    return WindowPlan(*joined[:3]) if floor is None else DocumentPlan(*joined)

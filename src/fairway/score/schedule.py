@@ -55,12 +55,15 @@ def order_of_scoring(schedule):
 def prove_schedule(schedule, plan):
     """Raises ValueError unless the schedule scores every window of the plan exactly once."""
     order = order_of_scoring(schedule)
-    if len(order) != len(plan) or not np.array_equal(np.sort(order), np.arange(len(plan))):
-        seen, times = np.unique(order, return_counts=True)
-        twice = seen[times > 1]
-        missing = np.setdiff1d(np.arange(len(plan)), seen)
-        fault = f"window {twice[0]} more than once" if len(twice) else f"not window {missing[0]}" if len(missing) else "more"
-        raise ValueError(f"the schedule scores {fault} of {len(plan)} windows")
+    if not np.array_equal(np.sort(order), np.arange(len(plan))):
+        raise ValueError(f"the schedule scores {schedule_fault(order, len(plan))} of {len(plan)} windows")
+
+
+def schedule_fault(order, count):
+    """What is wrong with an order of scoring `count` windows."""
+    seen, times = np.unique(order, return_counts=True)
+    twice, missing = seen[times > 1], np.setdiff1d(np.arange(count), seen)
+    return f"window {twice[0]} more than once" if len(twice) else f"not window {missing[0]}" if len(missing) else "more"
 
 
 def scoring_rank(schedule, plan):

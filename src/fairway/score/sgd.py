@@ -21,9 +21,7 @@ class ScoreFirstSGD(AdaptSite):
     SGD with momentum on all weights, gradients clipped by their global norm, rate x (1 + cos(pi c / (C - 1))) / 2 at
     chunk c of C; the last chunk is not trained on. Windows belong to the chunk of their first scored target. The first
     `frozen` blocks do not learn. `fresh` techniques join the model for scoring only, from their initial values (#1523's
-    hash embedding). As in #1205: `polyak` (0.998 there) scores with a running average of the weights, and with
-    `entropy_band` (1.75, 2.1) a chunk whose mean entropy is under the band gets an epoch less, one over it one more.
-    Afterwards the weights are what they were.
+    hash embedding). Afterwards the weights are what they were.
     """
 
     rate: float = 0.005
@@ -33,8 +31,6 @@ class ScoreFirstSGD(AdaptSite):
     clip: float = 1.0
     frozen: int = 0
     chunks: int = 0  # C, if not those of the stream at hand
-    polyak: float = 0.0
-    entropy_band: tuple[float, float] | None = None
     fresh: tuple[StreamSite, ...] = ()
 
     def __post_init__(self):
@@ -45,10 +41,8 @@ class ScoreFirstSGD(AdaptSite):
                 raise Problem(f"ScoreFirstSGD.{name} is {getattr(self, name)}; take 1 or more")
         if not (self.rate > 0 and self.clip > 0):
             raise Problem(f"ScoreFirstSGD of rate {self.rate:g} and clip {self.clip:g}: take more than 0 for both")
-        if not (0 <= self.momentum < 1 and 0 <= self.polyak < 1):
-            raise Problem(f"ScoreFirstSGD of momentum {self.momentum:g} and polyak {self.polyak:g}: take 0 to below 1")
-        if self.entropy_band is not None and not 0 <= self.entropy_band[0] <= self.entropy_band[1]:
-            raise Problem(f"ScoreFirstSGD.entropy_band is {self.entropy_band}; give the lower bound first, in nats")
+        if not 0 <= self.momentum < 1:
+            raise Problem(f"ScoreFirstSGD of momentum {self.momentum:g}: take 0 to below 1")
 
     def build(self, context):
         return ScoreFirstSGDAdapter(self, context)
@@ -68,11 +62,9 @@ class ScoreFirstSGDAdapter(Adapter):
         self.node, self.length = node, context.evaluation.windows.length
         if node.chunk < self.length:
             raise Problem(f"ScoreFirstSGD.chunk is {node.chunk}; take the windows' length {self.length}, or more")
-        self.wants_entropy = node.entropy_band is not None
         self.trainer = WeightTrainer(
             context.model, context.machine, context.world, node.momentum, node.clip, node.frozen
         )  # fmt: skip
-        self.average = self.live = None  # with `polyak`: the running average, which scores, and the weights that learn
         self.chunks, self.groups, self.done, self.steps = 1, 1, 0, 0
 
     def schedule(self, plan, starts):
@@ -86,7 +78,7 @@ class ScoreFirstSGDAdapter(Adapter):
         self.chunks, self.groups = self.node.chunks or len(groups), len(groups)
         return groups
 
-    def warm_up(self, vocab, plan, schedule):
+    def rehearse(self, vocab, plan, schedule):
         ids_N1 = torch.randint(vocab, (self._trained_in(plan, schedule[0]) + 1,), device=self.context.world.device)
         if len(schedule) < 2 or len(ids_N1) < 2:
             return 0.0
@@ -95,27 +87,25 @@ class ScoreFirstSGDAdapter(Adapter):
             self._epoch(ids_N1, 0.0)
             self.context.world.synchronize()
             seconds = time.perf_counter() - begin
-        self.trainer.restore()
+        self.steps = 0
+        self.trainer.revert()
         trained = sum(self._trained_in(plan, group) for group in schedule[:-1])
         return seconds * self.node.epochs * trained / (len(ids_N1) - 1)
 
-    def after_group(self, group, plan, revealed, entropy):
+    def after_group(self, group, plan, revealed):
         done, self.done = self.done, self.done + 1
         count = self._trained_in(plan, group)
         if self.done == self.groups or not count:
             return
-        if self.average is not None:
-            self.trainer.exchange(self.live)
         begin = int(plan.begin[group.windows()].min())
         ids_N1 = revealed.tokens(begin, begin + count)
         rate = self.node.rate * (1 + math.cos(math.pi * done / (self.chunks - 1))) / 2
-        for _ in range(self._epochs_for(entropy)):
+        self.learn_chunk(ids_N1, rate)
+
+    def learn_chunk(self, ids_N1, rate):
+        """The epochs of a chunk."""
+        for _ in range(self.node.epochs):
             self._epoch(ids_N1, rate)
-            self.steps += 1
-            if self.node.polyak:
-                self._follow()
-        if self.node.polyak:
-            self.live = self.trainer.exchange(self.average)
 
     def _trained_in(self, plan, group):
         """Targets of a group that fill whole windows."""
@@ -123,22 +113,13 @@ class ScoreFirstSGDAdapter(Adapter):
         span = int(plan.end[windows].max() - plan.begin[windows].min())
         return span // self.length * self.length
 
-    def _epochs_for(self, entropy):
-        low, high = self.node.entropy_band or (-math.inf, math.inf)
-        return max(1, self.node.epochs + (entropy >= high) - (entropy <= low)) if self.wants_entropy else self.node.epochs
-
     def _epoch(self, ids_N1, rate):
         x_ST, y_ST = ids_N1[:-1].view(-1, self.length), ids_N1[1:].view(-1, self.length)
         self.trainer.step(x_ST, y_ST, rate)
-
-    def _follow(self):
-        parameters = [p.detach() for p in self.trainer.parameters]
-        if self.average is None:
-            self.average = [before.clone() for before in self.trainer.before]
-        torch._foreach_lerp_(self.average, parameters, 1 - self.node.polyak)
+        self.steps += 1
 
     def restore(self):
-        self.trainer.restore()
+        self.trainer.revert()
 
     def summary(self):
         trained = sum(p.numel() for p in self.trainer.parameters)

@@ -1,4 +1,4 @@
-"""The stage `score`: the passes over the validation stream, their gains, score.json and nats.npy."""
+"""The stage `score` of the command line: passes over the validation stream, their gains, score.json and nats.npy."""
 
 import hashlib
 import time
@@ -7,15 +7,17 @@ from itertools import pairwise
 
 import numpy as np
 
-from ..data.dataset import target_bytes, validation_tokens
+from ..data.dataset import checked_target_bytes, target_bytes, validation_tokens
 from ..data.tokenizer import BOS_ID
 from ..files import replacing, write_json
+from ..kernels.capability import peak_flops
 from ..runfolder import NATS, PACKED, RUN, SCORE, need, read_run, update_run
 from ..sites import EvaluationSite
 from .adapter import AdaptContext, build_adapter
 from .bootstrap import document_of_targets, paired_bootstrap
 from .commit import Committer, read_model
-from .scorer import Pass, Scored
+from .scorer import Scored
+from .watched import WatchedPass
 from .windows import NonOverlapping
 
 WORTH_SAYING = 5.0  # seconds: of a pass without anything special, how long it takes is said from here on
@@ -88,8 +90,8 @@ class Scoring:
         commit = self.committers[dynamic]
         begin = time.perf_counter()
         with self.clock.phase(phase):
-            counts_N = target_bytes(self.dataset, self.tokens, evaluation.scored_targets(len(self.tokens)))
-            one = Pass(commit, self.tokens, evaluation, int(counts_N.sum()), world, self.starts, adapter, plan.mix)
+            counts_N = checked_target_bytes(self.dataset, self.tokens, evaluation.scored_targets(len(self.tokens)))
+            one = WatchedPass(commit, self.tokens, evaluation, int(counts_N.sum()), world, self.starts, adapter, plan.mix)
         one.spent = time.perf_counter() - begin
         if self.machine.compiled or phase == "score":
             with self.clock.phase("compile"):
@@ -115,7 +117,7 @@ class Scoring:
 
     def _rates(self, one, adapter, seconds):
         rates = {"tokens_per_second": round(one.targets / seconds), "positions_per_second": round(one.read / seconds)}
-        peak = self.machine.peak_flops
+        peak = peak_flops(self.world.device)
         if adapter is None and self.flops and peak:
             rates["flop_utilisation"] = round(self.flops * one.read / (seconds * peak * self.world.size), 4)
         return rates

@@ -10,15 +10,14 @@ from itertools import pairwise
 import torch
 
 from ..problem import Problem
-from ..sites import MixSite
 from .history import spans_of
-from .mixing import MixerBase, Tilted
+from .mixing import MixerBase, Mixing, Tilted
 
 LONGEST_CONTEXT = 255  # tokens
 
 
 @dataclass(frozen=True)
-class TokenTilt(MixSite):
+class TokenTilt(Mixing):
     """p'(v) = p(v) e^(b [v = h]) / Z for a hint h: the token that has followed the last tokens most often so far.
 
     `rules` are (context length in tokens, least share of the best continuation, least count of the context), longest first:

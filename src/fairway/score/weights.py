@@ -9,7 +9,7 @@ MICRO_SEQUENCES = 16  # sequences of one forward and backward pass: 32,768 token
 
 
 class WeightTrainer:
-    """SGD with momentum on the weights of every block that is not frozen; `restore` puts all of them back to the bit.
+    """SGD with momentum on the weights of every block that is not frozen; `revert` puts all of them back to the bit.
 
     Sequences of a step are dealt out over the ranks; gradients are summed in one all-reduce, then clipped by their global
     norm, so a step does not depend on the number of ranks beyond rounding. Blocks 0..`frozen` - 1 do not learn: the
@@ -68,7 +68,7 @@ class WeightTrainer:
             parameter.copy_(tensor)
         return there
 
-    def restore(self):
+    def revert(self):
         """Parameters as they were when this began, momentum at rest."""
         self.exchange(self.before)
         torch._foreach_zero_(self.velocity)

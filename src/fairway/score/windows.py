@@ -10,6 +10,8 @@ import numpy as np
 
 from ..problem import Problem
 from ..sites import EvaluationSite, WindowSite
+from .batches import Collator
+from .packed import DocumentCollator
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,7 +21,12 @@ class WindowPlan:
     start: np.ndarray  # index of the first input token
     length: np.ndarray  # number of input tokens
     first: np.ndarray  # offset of the first scored position
-    floor: np.ndarray | None = None  # the first token of the window's document; None: the stream is one text
+
+    floor = None  # the stream is one text
+
+    def collator(self, stream, length=None):
+        """A Collator of this plan, of rows of `length` positions (None: its longest window's)."""
+        return Collator(stream, self, length)
 
     def __len__(self):
         return len(self.start)
@@ -33,6 +40,16 @@ class WindowPlan:
     def end(self):
         """One past the last scored target of every window [W]."""
         return self.start + self.length
+
+
+@dataclass(frozen=True, eq=False)
+class DocumentPlan(WindowPlan):
+    """Windows that stay within documents."""
+
+    floor: np.ndarray  # the first token of the window's document [W]
+
+    def collator(self, stream, length=None):
+        return DocumentCollator(stream, self, length)
 
 
 @dataclass(frozen=True)
@@ -109,7 +126,7 @@ class Documents(WindowSite):
         scored = length + self.stride * (place - 1)  # inputs of the document whose targets the windows before score
         end = np.minimum(scored + self.stride, inputs)
         first = np.where(place > 0, scored - (end - length), 0)
-        return WindowPlan(floor + end - length, length, first, floor)
+        return DocumentPlan(floor + end - length, length, first, floor)
 
 
 @dataclass(frozen=True)
@@ -145,15 +162,24 @@ def prove_coverage(plan, targets):
     """Raises ValueError unless the plan scores every target 0..targets - 1 exactly once, in order, and no window reads
     what stands before its document."""
     begin, end = plan.begin, plan.end
+    # The end of each window is the beginning of the next, from 0 to the last.
+    joined = np.array_equal(np.append(begin, targets), np.insert(end, 0, 0))
+    within = (plan.start >= 0) & (plan.first >= 0) & (begin < end) & (plan.floor is None or plan.start >= plan.floor)
+    if not joined or not len(plan) or not within.all():
+        raise ValueError(coverage_fault(plan, targets))
+
+
+def coverage_fault(plan, targets):
+    """The first thing that is wrong with a plan."""
+    begin, end = plan.begin, plan.end
     if not len(plan) or begin[0] != 0 or end[-1] != targets:
         covered = f"{begin[0]}..{end[-1] - 1}" if len(plan) else "nothing"
-        raise ValueError(f"the windows score targets {covered}, not 0..{targets - 1}")
+        return f"the windows score targets {covered}, not 0..{targets - 1}"
     if (bad := np.flatnonzero((plan.start < 0) | (plan.first < 0) | (begin >= end))).size:
-        raise ValueError(f"window {bad[0]} is empty or reads outside of the stream")
+        return f"window {bad[0]} is empty or reads outside of the stream"
     if plan.floor is not None and (bad := np.flatnonzero(plan.start < plan.floor)).size:
         at = bad[0]
-        raise ValueError(f"window {at} reads from token {plan.start[at]}, its document starts at {plan.floor[at]}")
-    if (bad := np.flatnonzero(begin[1:] != end[:-1])).size:
-        at = bad[0] + 1
-        fault = "scores again" if begin[at] < end[at - 1] else "leaves out"
-        raise ValueError(f"window {at} {fault} targets: it begins at {begin[at]}, the one before ends at {end[at - 1]}")
+        return f"window {at} reads from token {plan.start[at]}, its document starts at {plan.floor[at]}"
+    at = np.flatnonzero(begin[1:] != end[:-1])[0] + 1
+    fault = "scores again" if begin[at] < end[at - 1] else "leaves out"
+    return f"window {at} {fault} targets: it begins at {begin[at]}, the one before ends at {end[at - 1]}"

@@ -72,16 +72,17 @@ class World:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
+    def leave(self):
+        """Ends the group, or its threads would abort a process that ends well."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
-@contextmanager
-def start_world():
-    """Yields the World that the process was started in, and leaves it in order.
 
-    Under torchrun each rank takes the CUDA card of its local number; alone, the first card or the CPU.
-    """
+def join_world():
+    """The World that the process was started in. Under torchrun each rank takes the CUDA card of its local number; alone,
+    the first card or the CPU."""
     if not dist.is_torchelastic_launched():
-        yield World(0, 1, best_device())
-        return
+        return World(0, 1, best_device())
     local = dist.get_node_local_rank()
     if torch.cuda.is_available() and local >= torch.cuda.device_count():
         raise Problem(f"rank {local} of this machine has no GPU: start at most {torch.cuda.device_count()} processes here")
@@ -90,12 +91,19 @@ def start_world():
         torch.cuda.set_device(device)
     # Two back ends in one group: device tensors go by NCCL, the clock's few numbers by gloo without touching the GPU.
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    return World(dist.get_rank(), dist.get_world_size(), device)
+
+
+@contextmanager
+def start_world():
+    """Yields the World that the process was started in, and leaves it in order."""
+    world = join_world()
     try:
-        yield World(dist.get_rank(), dist.get_world_size(), device)
+        yield world
     except RuntimeError as error:
         # What a rank sees when its peer has left in the middle of a call, by either back end.
-        if isinstance(error, dist.DistError) or "gloo" in str(error).lower():
+        if dist.is_initialized() and (isinstance(error, dist.DistError) or "gloo" in str(error).lower()):
             raise Problem("another rank has ended; its own line says why") from error
         raise
     finally:
-        dist.destroy_process_group()
+        world.leave()

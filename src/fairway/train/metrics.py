@@ -34,11 +34,8 @@ class Metrics:
         losses = torch.stack([loss for _, loss, _ in self.rows]) / self.world.size
         self.world.all_reduce_sum(losses)
         norms = torch.stack([norm for _, _, norm in self.rows])
-        rows = [
-            {**facts, "loss": loss, "norm": norm}
-            for (facts, _, _), loss, norm in zip(self.rows, losses.tolist(), norms.tolist(), strict=True)
-        ]
-        self.rows = []
+        pairs = zip(self.rows, losses.tolist(), norms.tolist(), strict=True)
+        rows, self.rows = [{**facts, "loss": loss, "norm": norm} for (facts, _, _), loss, norm in pairs], []
         for row in rows:
             if not math.isfinite(row["loss"]) or not math.isfinite(row["norm"]):
                 raise DoesNotHold(
