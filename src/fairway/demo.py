@@ -6,7 +6,7 @@ from pathlib import Path
 
 from .clock import Clock
 from .data.build import build_dataset
-from .listing import plain_stage
+from .listing import owners_together, plain_stage
 from .problem import Problem
 from .runfolder import PACKED, read_run
 from .stages import pack, score, train
@@ -55,9 +55,8 @@ def print_demo(result):
 def heavy_owners(ledger):
     """Owner -> bytes of model.bin, from the largest down; those of 1 % or less together as `other`."""
     sizes = Counter()
-    for one in ledger["owners"]:
-        if one["file"] == PACKED:
-            sizes[one["owner"]] += one["bytes"]
+    for (owner, _), size in owners_together(ledger).items():
+        sizes[owner] += size
     heavy = {owner: size for owner, size in sizes.most_common() if 100 * size > ledger["files"][PACKED]}
     rest = sizes.total() - sum(heavy.values())
     return heavy | ({"other": rest} if rest else {})

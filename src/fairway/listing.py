@@ -85,15 +85,21 @@ def print_run(run):
 def print_ledger(ledger):
     """Bytes by file, then of model.bin by owner, layers together; what is under a thousandth of it stands in one line."""
     rows = [(name, "", f"{size:,}") for name, size in ledger["files"].items()]
-    sums = Counter()
-    for one in ledger["owners"]:
-        if one["kind"] != "code":
-            sums[re.sub(r"\.\d+\.", ".*.", one["owner"]), one["kind"]] += one["bytes"]
+    sums = owners_together(ledger)
     heavy = [(owner, kind, size) for (owner, kind), size in sums.most_common() if size * 1000 >= sums.total()]
     rows += [(owner, kind, f"{size:,}") for owner, kind, size in heavy]
     rows.append(("all others", "", f"{sums.total() - sum(size for *_, size in heavy):,}"))
     rows += [("total", "", f"{ledger['total']:,}"), ("left under the cap", "", f"{ledger['cap'] - ledger['total']:,}")]
     print_table("bytes", ("owner", "kind", "bytes"), rows)
+
+
+def owners_together(ledger):
+    """(owner, kind) -> bytes of model.bin, tensors of all layers as one: blocks.*.mlp.up."""
+    sums = Counter()
+    for one in ledger["owners"]:
+        if one["kind"] != "code":
+            sums[re.sub(r"\.\d+\.", ".*.", one["owner"]), one["kind"]] += one["bytes"]
+    return sums
 
 
 def plain_stage(name):

@@ -35,7 +35,7 @@ def run_program(recipe):
         run_stages(recipe, wanted, world)
         return 0
     except (Problem, DoesNotHold) as fault:
-        print(fault, file=sys.stderr)
+        print(f"train_gpt.py: {fault} (a number alone is a line of train_gpt.readable.py)", file=sys.stderr)
         return 2 if isinstance(fault, Problem) else 1
     finally:
         world.leave()

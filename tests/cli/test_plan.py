@@ -95,18 +95,22 @@ def test_a_step_takes_its_flops_at_the_assumed_rate(pr162):
 
 
 @pytest.mark.parametrize(
-    "name, logged, plain, looped",
+    "name, logged, plain, looped, packed",
     [
-        ("pr162", 7_385, 130.9, 130.9),
-        ("pr864", 6_772, 159.5, 159.5),
-        ("pr1205", 5_562, 176.9, 176.9),
-        ("pr1514", 4_912, 215.5, 319.3),
-        ("pr1523", 4_713, 215.5, 319.3),
+        ("pr162", 7_385, 130.9, 130.9, 15_988_337),
+        ("pr864", 6_772, 159.5, 159.5, 15_996_856),
+        ("pr1205", 5_562, 176.9, 176.9, 15_976_362),
+        ("pr1514", 4_912, 215.5, 319.3, 15_966_112),
+        ("pr1523", 4_713, 215.5, 319.3, 15_969_048),
     ],
 )
-def test_all_five_have_their_flops_and_about_the_steps_of_their_public_logs(name, logged, plain, looped):
-    """Weights in products by hand: six FLOPs each, those of layers 3 to 5 three times in the loop."""
+def test_all_five_have_their_flops_and_bytes_and_about_the_steps_of_their_public_logs(name, logged, plain, looped, packed):
+    """Weights in products by hand: six FLOPs each, those of layers 3 to 5 three times in the loop. Bytes: of short runs
+    that were packed on a GPU (LOG.md)."""
     plan = plan_run(name, (), 8, 250.0)
+    assert plan["bytes"]["forecast"] == pytest.approx(packed, rel=0.02)
+    if name == "pr1523":  # before its dial was turned, once trained for 1,500 steps
+        assert plan["bytes"]["unfitted"] == pytest.approx(15_453_871, rel=0.02)
     assert round(plan["flops_per_token"]["plain"] / 1e6, 1) == plain
     assert round(plan["flops_per_token"]["looped"] / 1e6, 1) == looped
     assert plan["steps"] == pytest.approx(logged, rel=0.15)

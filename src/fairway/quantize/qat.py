@@ -13,7 +13,8 @@ from .policy import assign_rules
 
 @dataclass(frozen=True)
 class LateQAT(QATSite):
-    """Quantisation-aware training near the end, straight through, on the exact grid that `fairway pack` will use.
+    """Quantisation-aware training near the end, straight through, on the exact grid of the recipe's rules (what a dial of
+    `fit` changes afterwards it cannot know).
 
     It is on from the fraction `after` of the budget (PR #864: 0.85), or while the rate's factor is under `below`
     (PR #1205: 0.15, with after=1.0). For each step the masters give way to what their rule in `quantize` would decode
