@@ -94,7 +94,7 @@ def test_the_wrapped_program_does_what_the_package_does(made, by_package, tiny_d
     assert (tmp_path / "run" / "train_gpt.py").read_bytes() == made.program
     (tmp_path / "run" / "model.bin").write_bytes(b"FWay" + bytes(90))
     fault = run_alone(tmp_path, tiny_data, "--stage", "score", code=2).stderr.strip()
-    assert "raise Problem" in made.readable.splitlines()[int(fault) - 1], fault
+    assert "raise Problem" in made.readable.splitlines()[int(fault.split()[1]) - 1], fault
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import fairway.recipes.catalogue  # settings may name any node of it
 from fairway.node import override
 from fairway.recipes.demo import demo
 
