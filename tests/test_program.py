@@ -77,5 +77,7 @@ def test_a_fault_is_one_line_and_its_own_exit_code(program):
     assert (code, out) == (2, "") and err.count("\n") == 1 and "--set model.vocab=300" in err
     code, _, err = program(tiny("optim.AdamW:0.rate=1e30"), "--stage", "train", "--steps", 60)
     assert code == 1 and err.count("\n") == 1 and "lower the rates" in err
+    code, out, err = program(tiny(), "--steps", -3)
+    assert (code, out) == (2, "") and "a budget of -3 steps" in err
     code, out, err = program(tiny(), "--stage", "score")
     assert (code, out) == (2, "") and "model.bin" in err and err.count("\n") == 1

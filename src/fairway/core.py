@@ -51,8 +51,9 @@ def packed_model(recipe, path, packed_by, machine):
     Techniques for scoring alone keep their initial values. Problem for a file that is damaged or of another recipe.
     """
     model = scoring_model(recipe).build(None, machine.activations)
-    fresh = leaf_views(model.stream[len(recipe.model.stream) :])
-    load_leaves(model, {leaf.name: view for leaf, view in fresh} | load_packed(path, packed_by))
+    fresh = {leaf.name: view for leaf, view in leaf_views(model.stream[len(recipe.model.stream) :])}
+    shapes = {leaf.name: leaf.shape for leaf, _ in leaf_views(model) if leaf.name not in fresh}
+    load_leaves(model, fresh | load_packed(path, packed_by, shapes))
     return model.to(machine.device)
 
 

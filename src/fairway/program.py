@@ -30,15 +30,19 @@ def run_program(recipe):
     parser.add_argument("--steps", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=0.0)
     wanted = parser.parse_args()
-    world = join_world()
+    world = None
     try:
+        if min(wanted.steps, wanted.seconds) < 0:
+            raise Problem(f"a budget of {wanted.steps} steps, {wanted.seconds} s; give more than 0")
+        world = join_world()
         run_stages(recipe, wanted, world)
         return 0
     except (Problem, DoesNotHold) as fault:
         print(f"train_gpt.py: {fault} (a number alone is a line of train_gpt.readable.py)", file=sys.stderr)
         return 2 if isinstance(fault, Problem) else 1
     finally:
-        world.leave()
+        if world:
+            world.leave()
 
 
 def run_stages(recipe, wanted, world):

@@ -80,7 +80,12 @@ def check_recipe(recipe, dataset=None):
         )
     if len(recipe.qat) > 1:
         raise Problem(f"{len(recipe.qat)} nodes stand in `qat`, and each would undo the one before; leave one")
-    assign_rules(model_leaves(recipe), recipe.quantize)
+    leaves = model_leaves(recipe)
+    rules = assign_rules(leaves, recipe.quantize)
+    if any(rule.calibrated for rule in rules.values()) and len(recipe.calibrate) != 1:
+        raise Problem(f"a rule in `quantize` wants Hessians and `calibrate` holds {len(recipe.calibrate)} nodes; give one")
+    for dial in recipe.fit:
+        dial.span(rules, leaves)
     shards = dataset.manifest["shards"] if dataset else []
     tokens = sum(shard["tokens"] for shard in shards if shard["split"] == "val")
     if tokens and (targets := recipe.evaluate.scored_targets(tokens)) < sequence:
@@ -203,10 +208,12 @@ def pack(folder, data, form, terminal):
         terminal.quiet |= world.rank > 0
         if world.rank == 0:
             held.enter_context(owning(folder))
-        made, machine = bundle(recipe, form), capability(world.device)
-        if world.rank == 0:
+        program, owners, machine = b"", [], capability(world.device)
+        if world.rank == 0:  # the only one that writes
+            made = bundle(recipe, form)
+            program, owners = made.program, made.owners
             write_text(Path(folder) / READABLE, made.readable)
-        return pack_recipe(recipe, folder, made.program, made.owners, dataset, world, machine, Clock(), terminal.note)
+        return pack_recipe(recipe, folder, program, owners, dataset, world, machine, Clock(), terminal.note)
 
 
 def score(folder, data, keep_nats, settings, last_only, terminal):

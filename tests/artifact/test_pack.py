@@ -211,6 +211,21 @@ def test_a_model_packed_for_another_recipe_is_refused_in_one_line(folder, pack):
         load_packed(folder / "model.bin", other)
 
 
+def test_a_file_of_other_tensors_than_the_models_is_refused_before_it_is_decoded(folder, pack, weights):
+    pack()
+    shapes = {name: tuple(one.shape) for name, one in weights.items()}
+    assert load_packed(folder / "model.bin", RECIPE, shapes).keys() == weights.keys()
+    for wrong in ({}, shapes | {"more": (3,)}, {name: (1, *shape) for name, shape in shapes.items()}):
+        with pytest.raises(Problem, match="that are not the model's"):
+            load_packed(folder / "model.bin", RECIPE, wrong)
+
+
+def test_a_fit_that_ends_outside_of_its_window_is_told(pack, natural):
+    roomy = dataclasses.replace(RECIPE, cap=natural * 4 + 200_000, fit=(StepDial(least=0.9),))
+    pack(roomy)
+    assert any("bytes are left under the cap; the dials go no further" in note for note in pack.notes)
+
+
 def test_absent_and_broken_inputs_are_one_line(folder, pack, weights):
     with pytest.raises(Problem, match=r"model.bin: No such file"):
         load_packed(folder / "model.bin", RECIPE)

@@ -20,6 +20,8 @@ from fairway.recipe import Recipe
 from fairway.recipes.catalogue import RECIPES
 from fairway.recipes.demo import demo
 from fairway.recipes.pr162 import pr162
+from fairway.recipes.pr1514 import pr1514
+from fairway.stages import check_recipe
 
 
 @pytest.fixture(scope="module", params=RECIPES, ids=lambda function: function.__name__)
@@ -250,6 +252,13 @@ def _fields(tree):
             )
             if plain and value != ():
                 yield f"{path}.{name}={value!r}" if path else f"{name}={value!r}"
+
+
+def test_what_packing_would_refuse_is_refused_before_training():
+    with pytest.raises(Problem, match=r"wants Hessians and `calibrate` holds 0 nodes"):
+        check_recipe(override(pr1514(), ["calibrate=()"]))
+    with pytest.raises(Problem, match="clips by sigmas"):
+        check_recipe(override(pr162(), ["fit=(StepDial(),)"]))
 
 
 @pytest.mark.parametrize(

@@ -56,9 +56,9 @@ def measure_container(codes, codec, recipe_digest):
     return len(chunks[0]) + BLOCK_HEAD.size * len(sections) + sum(by_name.values()), by_name
 
 
-def read_container(data, codec):
+def read_container(data, codec, check=None):
     """(name -> Coded, recipe digest), by the recipe's codec. Problem, naming the section, for any byte changed, missing or
-    surplus."""
+    surplus. `check(digest, name -> shape)` may raise one before any section is decoded."""
     if data[: len(CONTAINER_MAGIC)] != CONTAINER_MAGIC:
         raise Problem(
             f"model file: header begins with {data[:5]!r}, not {CONTAINER_MAGIC!r}; give a model.bin of this version"
@@ -72,6 +72,8 @@ def read_container(data, codec):
     except (KeyError, TypeError, ValueError, RecursionError, zlib.error) as error:
         raise Problem(f"model file: header is no table of tensors ({error!r}); fetch the file again") from error
     _refuse_excess(sections, "model file: header states")
+    if check:
+        check(digest, {name: shape for name, _, _, shape in table})
     codes = {name: Coded(scheme, role, shape, {}) for name, scheme, role, shape in table}
     for (role, scheme, part), entries in sections.items():
         what = f"section {role}/{scheme}/{part}"

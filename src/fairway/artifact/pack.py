@@ -95,6 +95,8 @@ def pack_recipe(recipe, folder, program, program_owners, dataset, world, machine
                 break  # nothing is left to give, or to take
             note(f"fit: {'; '.join(said)}")
             codes = packing.quantise(packing.rules)
+    if recipe.fit and not packing.least <= len(data) <= packing.most:
+        note(f"fit: {room - len(data):,} bytes are left under the cap; the dials go no further")
     report_worth(recipe, model, context, dataset, folder, tensors, first, codes, note)
     return write_packed(recipe, folder, {PROGRAM: program, PACKED: data}, {PROGRAM: program_owners, PACKED: owners}, clock)
 
@@ -167,13 +169,18 @@ def read_weights(path, device):
         raise Problem(f"cannot read {path}: {reason}; `fairway train` writes it") from error
 
 
-def load_packed(path, recipe):
-    """Canonical name -> float32 weights of a model.bin. Problem when it is damaged or was packed for another recipe."""
+def load_packed(path, recipe, shapes=None):
+    """Canonical name -> float32 weights of a model.bin. Problem when it is damaged, was packed for another recipe, or holds
+    other tensors than `shapes` (name -> shape) says."""
     try:
         data = Path(path).read_bytes()
     except OSError as error:
         raise Problem(f"cannot read {path}: {error.strerror}; `fairway pack` writes it") from error
-    codes, packed_for = read_container(data, recipe.codec)
-    if packed_for != digest(recipe):
-        raise Problem(f"{path} was packed for recipe {packed_for}, this one is {digest(recipe)}; pack the run again")
-    return dequantise(codes)
+
+    def check(packed_for, found):
+        if packed_for != digest(recipe):
+            raise Problem(f"{path} was packed for recipe {packed_for}, this one is {digest(recipe)}; pack the run again")
+        if shapes is not None and found != shapes:
+            raise Problem(f"{path} holds {len(found)} tensors that are not the model's {len(shapes)}; fetch the file again")
+
+    return dequantise(read_container(data, recipe.codec, check)[0])

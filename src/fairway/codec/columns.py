@@ -261,7 +261,10 @@ class ColumnRans(CodecSite):
             raise Problem(f"a plane's head is broken ({error}); fetch the file again") from error
         left, shifts = sum(rows for rows, _ in grids), None
         if setting >> 7:
-            (shifts,) = self.decode(frame[place : place + spreads_size], [(np.int8, (left,))])
+            spreads = frame[place : place + spreads_size]
+            if spreads[4:5] != b"\0" and spreads[5:6] >= b"\x80":
+                raise Problem("row spreads that have row spreads of their own; fetch the file again")
+            (shifts,) = self.decode(spreads, [(np.int8, (left,))])
         table, planes = _tables_of(first_K), []
         for (rows, columns), median in zip(grids, medians, strict=True):
             symbols_RC = np.empty((rows, columns), np.uint8)

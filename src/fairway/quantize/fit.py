@@ -62,9 +62,11 @@ class StepDial(FitSite):
             if packing.least <= size <= packing.most:
                 break
             aim = 2 ** ((size - (packing.least + packing.most) / 2) * 8 / weights)
-            before, factor = factor, min(max(factor * aim, self.least), self.most)
-            if factor == before:
+            used, factor = factor, min(max(factor * aim, self.least), self.most)
+            if factor == used:
                 break
+        else:
+            factor = used
         return f"steps x {factor:.4f}"
 
 
