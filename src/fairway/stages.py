@@ -19,7 +19,7 @@ from .model.roles import leaf_views
 from .node import digest, override, parse_node, show
 from .optim.schedule import Budget
 from .problem import Problem
-from .quantize.policy import assign_rules
+from .quantize.policy import assign_rules, calibrated_leaves
 from .recipe import Recipe
 from .recipes.catalogue import RECIPES
 from .runfolder import CHECKPOINT, PACKED, READABLE, RECIPE, RUN, WEIGHTS, need, read_run, update_run
@@ -82,8 +82,7 @@ def check_recipe(recipe, dataset=None):
         raise Problem(f"{len(recipe.qat)} nodes stand in `qat`, and each would undo the one before; leave one")
     leaves = model_leaves(recipe)
     rules = assign_rules(leaves, recipe.quantize)
-    if any(rule.calibrated for rule in rules.values()) and len(recipe.calibrate) != 1:
-        raise Problem(f"a rule in `quantize` wants Hessians and `calibrate` holds {len(recipe.calibrate)} nodes; give one")
+    calibrated_leaves(rules, recipe.calibrate)
     for dial in recipe.fit:
         dial.span(rules, leaves)
     shards = dataset.manifest["shards"] if dataset else []

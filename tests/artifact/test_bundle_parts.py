@@ -176,6 +176,20 @@ answer.append(list(check([1])))
     assert "join" not in small and "<" not in small.replace("<0", "") and ":=" not in small and "strict" not in small
 
 
+def test_what_does_not_hold_is_told_in_words():
+    text = """class DoesNotHold(Exception):
+    pass
+def refuse(owners):
+    heavy = ", ".join(f"{name} {size:,}" for name, size in owners)
+    raise DoesNotHold(f"over the cap; give up some of: {heavy}")
+try:
+    refuse([("embedding", 4000)])
+except DoesNotHold as fault:
+    answer.append(str(fault))
+"""
+    assert same(text) == ["over the cap; give up some of: embedding 4,000"]
+
+
 def test_checks_of_a_recipe_and_sites_without_anything_go():
     text = """
 from dataclasses import dataclass

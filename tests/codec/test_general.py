@@ -105,9 +105,12 @@ def test_measure_is_the_frames_size_and_shares_it_by_entropy(codec):
     "node, field, values", [(Brotli, "quality", (-1, 12)), (Lzma, "preset", (-1, 10)), (Zstd, "level", (0, 23))]
 )
 def test_a_level_that_does_not_exist_is_refused(node, field, values):
+    least, greatest = values
     for value in values:
-        with pytest.raises(Problem, match=f"{field} is {value}"):
+        with pytest.raises(Problem, match=f"{node.__name__}.{field} is {value}: take {least + 1} to {greatest - 1}"):
             node(**{field: value})
+    for value in (least + 1, greatest - 1):
+        assert getattr(node(**{field: value}), field) == value
 
 
 @pytest.mark.parametrize("codec, package", [(Brotli(), "brotli"), (Zstd(), "zstandard")])

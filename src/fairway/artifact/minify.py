@@ -1,6 +1,7 @@
 """From the readable bundle to a short program that does the same: what only people read goes, names become letters.
 
-The text of an exception becomes its line in the readable bundle, where it can be looked up.
+The text of an exception becomes its line in the readable bundle, where it can be looked up; but what does not hold is told
+with its numbers, which stand nowhere else.
 """
 
 import ast
@@ -10,6 +11,7 @@ from ..problem import Problem
 from .rename import rename
 from .shake import FUNCTIONS, Bare, Needs, Reach, bound_names, imported_names
 
+TOLD = "DoesNotHold"  # the one exception whose texts stay
 PURE_CALLS = {"type", "len", "str", "repr", "sorted", "getattr", "max", "min", "list", "tuple", "set", "sum"}
 IMPURE = (ast.Await, ast.Yield, ast.YieldFrom, ast.NamedExpr, ast.Subscript)
 
@@ -44,7 +46,7 @@ def shortened(tree):
     """The tree without docstrings, annotations, texts of exceptions, checks of a recipe, and what only those used."""
     exceptions = {name for name, thing in vars_of_builtins() if isinstance(thing, type) and issubclass(thing, BaseException)}
     exceptions |= {node.name for node in tree.body if isinstance(node, ast.ClassDef) and is_exception(node, exceptions)}
-    tree = ast.fix_missing_locations(Strip(exceptions).visit(tree))
+    tree = ast.fix_missing_locations(Strip(exceptions - {TOLD}).visit(tree))
     external = {local: (module, name, local) for module, name, local in imported_names(tree).values()}
     imports = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
     acts = [node for node in tree.body if not bound_names(node) and node not in imports]

@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 
 from ..data.dataset import dataset_bytes
-from ..data.loaders import LoaderContext
+from ..data.loaders import training_batches
 from ..files import write_bytes, write_json
 from ..model.roles import leaf_views, load_leaves
 from ..node import digest
 from ..problem import Problem
 from ..quantize.hessian import CalibrationContext
-from ..quantize.policy import assign_rules, dequantise, quantise, sound_weights
+from ..quantize.policy import assign_rules, calibrated_leaves, dequantise, quantise, sound_weights
 from ..runfolder import LEDGER, PACKED, PROGRAM, WEIGHTS, forget_score, need, update_run
 from .container import measure_container, read_container, write_container
 from .ledger import check_ledger, make_ledger, refuse_overrun
@@ -29,8 +29,8 @@ HEARD_BATCHES = 8  # of training text after the calibration's, on which the pack
 class Packing:
     """Weights on one device, the rule of each leaf, and what the file would weigh; `rules` are what dials change."""
 
-    def __init__(self, tensors, leaves, rules, hessians, sized, room):
-        self.tensors, self.leaves, self.rules, self.hessians, self.sized = tensors, leaves, rules, hessians, sized
+    def __init__(self, recipe, tensors, leaves, rules, hessians, room):
+        self.recipe, self.tensors, self.leaves, self.rules, self.hessians = recipe, tensors, leaves, rules, hessians
         self.most, self.least = room - SPARE_LEAST, room - SPARE_MOST
         self.truth = 1.0  # bytes of a file by bytes measured, once one has been written
         self.known = {}
@@ -50,7 +50,7 @@ class Packing:
 
     def measure(self, codes):
         """(bytes of the file, bytes by name)."""
-        total, by_name = self.sized(codes)
+        total, by_name = measure_container(codes, self.recipe.codec, digest(self.recipe))
         return total * self.truth, {name: size * self.truth for name, size in by_name.items()}
 
 
@@ -70,15 +70,12 @@ def pack_recipe(recipe, folder, program, program_owners, dataset, world, machine
     rules = assign_rules(leaves, recipe.quantize)
     context = CalibrationContext(training_batches(recipe, dataset, world), world, machine, recipe.train.micro_tokens)
     with clock.phase("calibrate"):
-        hessians = calibrated(recipe, model, rules, context)
+        names = calibrated_leaves(rules, recipe.calibrate)
+        hessians = recipe.calibrate[0].hessians(model, names, context) if names else {}
     if world.rank:
         return None
     room = recipe.cap - len(program)
-
-    def sized(codes):
-        return measure_container(codes, recipe.codec, digest(recipe))
-
-    packing = Packing(tensors, leaves, rules, hessians, sized, room)
+    packing = Packing(recipe, tensors, leaves, rules, hessians, room)
     with clock.phase("quantise"):
         codes = packing.quantise(rules)
     first = codes
@@ -88,7 +85,7 @@ def pack_recipe(recipe, folder, program, program_owners, dataset, world, machine
         if not recipe.fit or turns == FIT_TURNS or packing.least <= len(data) <= packing.most:
             break
         with clock.phase("quantise"):
-            packing.truth = len(data) / sized(codes)[0]
+            packing.truth *= len(data) / packing.measure(codes)[0]
             before, packing.rules = packing.rules, rules
             said = [dial.turn(packing) for dial in recipe.fit]
             if packing.rules == before:
@@ -99,24 +96,6 @@ def pack_recipe(recipe, folder, program, program_owners, dataset, world, machine
         note(f"fit: {room - len(data):,} bytes are left under the cap; the dials go no further")
     report_worth(recipe, model, context, dataset, folder, tensors, first, codes, note)
     return write_packed(recipe, folder, {PROGRAM: program, PACKED: data}, {PROGRAM: program_owners, PACKED: owners}, clock)
-
-
-def calibrated(recipe, model, rules, context):
-    """Hessians by leaf name of the leaves whose rules want them. Problem where the recipe says not how to get them."""
-    names = {name for name, rule in rules.items() if rule.calibrated}
-    if not names:
-        return {}
-    if len(recipe.calibrate) != 1:
-        raise Problem(
-            f"a rule for {min(names)} wants Hessians and `calibrate` holds {len(recipe.calibrate)} nodes; give one"
-        )
-    return recipe.calibrate[0].hessians(model, names, context)
-
-
-def training_batches(recipe, dataset, world):
-    """The recipe's loader, from the beginning of the training text, with this rank's share."""
-    shares = world.rank, world.size, recipe.train.micro_tokens, recipe.model.sequence, recipe.model.vocab
-    return recipe.loader.build(LoaderContext(dataset.train, *shares))
 
 
 @torch.no_grad()

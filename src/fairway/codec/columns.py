@@ -198,8 +198,9 @@ class PlaneModel:
 class ColumnRans(CodecSite):
     """Table rANS under contexts of column spread (and row spread, where it pays), decoded by numpy alone.
 
-    Aims: codes at or under 0.9981 of their order-0 entropy by section with all side information, where columns spread by
-    8 to 14 %. A frame is its arrays' byte planes, lowest first, each led by its size (u32).
+    Measured with all side information: 0.99908 of the order-0 entropy by class of tensor on a trained model's GPTQ codes,
+    0.99810 on codes drawn with the spreads of the public script's. A frame is its arrays' byte planes, lowest first, each
+    led by its size (u32).
     """
 
     tag = 4

@@ -1,5 +1,6 @@
 """General compressors over byte planes: what the public systems used, for comparison and for small tensors."""
 
+import importlib
 import lzma
 from dataclasses import dataclass
 
@@ -15,7 +16,15 @@ class ByteCodec(CodecSite):
     """Base of codecs that are `compress(content)` and `expand(frame, size)` of bytes; each array's planes, one by one.
 
     `expand` gives `size` bytes or raises Problem, and never holds much more. Nothing here sees a trellis.
+    `levels`: the field that says how hard it works, its least and its greatest value.
     """
+
+    levels = ("", 0, 0)
+
+    def __post_init__(self):
+        field, least, most = self.levels
+        if not least <= (value := getattr(self, field)) <= most:
+            raise Problem(f"{type(self).__name__}.{field} is {value}: take {least} to {most}")
 
     def encode(self, arrays, trellis=False):
         return self.compress(b"".join(byte_planes(array).tobytes() for array in arrays))
@@ -41,6 +50,14 @@ def checked_size(content, size, codec):
     return content
 
 
+def package_of(codec, name):
+    """The package `name`, imported only when it is used: few recipes need it. Problem where it is absent."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise Problem(f"{codec} needs the package {name}: pip install {name}, or take another codec") from error
+
+
 @dataclass(frozen=True)
 class Lzma(ByteCodec):
     """Raw LZMA2 at `preset` (0 to 9, extreme), its dictionary as long as the content."""
@@ -48,10 +65,7 @@ class Lzma(ByteCodec):
     preset: int = 9
 
     tag = 3
-
-    def __post_init__(self):
-        if not 0 <= self.preset <= 9:
-            raise Problem(f"Lzma.preset is {self.preset}: take 0 to 9")
+    levels = ("preset", 0, 9)
 
     def _filters(self, size):
         window = min(max(size, 4096), 1 << 26)
@@ -76,16 +90,13 @@ class Brotli(ByteCodec):
     quality: int = 11
 
     tag = 2
-
-    def __post_init__(self):
-        if not 0 <= self.quality <= 11:
-            raise Problem(f"Brotli.quality is {self.quality}: take 0 to 11")
+    levels = ("quality", 0, 11)
 
     def compress(self, content):
-        return _brotli().compress(content, quality=self.quality, lgwin=24)
+        return package_of("Brotli", "brotli").compress(content, quality=self.quality, lgwin=24)
 
     def expand(self, frame, size):
-        module = _brotli()
+        module = package_of("Brotli", "brotli")
         decoder, parts, left = module.Decompressor(), [], size
         try:
             while left >= 0 and not decoder.is_finished():
@@ -96,11 +107,3 @@ class Brotli(ByteCodec):
         except module.error as error:
             raise Problem(f"not a brotli frame ({error}); fetch the file again") from error
         return checked_size(b"".join(parts) if decoder.is_finished() else None, size, "brotli")
-
-
-def _brotli():
-    try:
-        import brotli  # here, for only recipes with this codec need it
-    except ImportError as error:
-        raise Problem("Brotli needs the package brotli: pip install brotli, or take another codec") from error
-    return brotli

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ..problem import Problem
-from .general import ByteCodec, checked_size
+from .general import ByteCodec, checked_size, package_of
 
 GREATEST_RATIO = 2**15  # a block of 4 bytes repeats one byte 128 KiB long; nothing in the format is denser
 
@@ -15,18 +15,16 @@ class Zstd(ByteCodec):
     level: int = 22
 
     tag = 1  # untyped, so no field
-
-    def __post_init__(self):
-        if not 1 <= self.level <= 22:
-            raise Problem(f"Zstd.level is {self.level}: take 1 to 22")
+    levels = ("level", 1, 22)
 
     def compress(self, content):
         """One frame that states its content's size."""
-        return _zstandard().ZstdCompressor(level=self.level, write_content_size=True).compress(content)
+        compressor = package_of("Zstd", "zstandard").ZstdCompressor(level=self.level, write_content_size=True)
+        return compressor.compress(content)
 
     def expand(self, frame, size):
         """The frame states its own size, which the library believes and allocates: it must be `size`, and possible."""
-        module = _zstandard()
+        module = package_of("Zstd", "zstandard")
         try:
             stated = module.get_frame_parameters(frame).content_size
             if stated != size or size > GREATEST_RATIO * len(frame):
@@ -35,11 +33,3 @@ class Zstd(ByteCodec):
         except module.ZstdError as error:
             raise Problem(f"not a whole zstd frame ({error}); fetch the file again") from error
         return checked_size(content, size, "zstd")
-
-
-def _zstandard():
-    try:
-        import zstandard  # here, for only recipes with this codec need it
-    except ImportError as error:
-        raise Problem("Zstd needs the package zstandard: pip install zstandard, or take another codec") from error
-    return zstandard

@@ -53,6 +53,12 @@ class LoaderContext:
         return tokens
 
 
+def training_batches(recipe, dataset, world):
+    """The recipe's loader, from the beginning of the training text, with this rank's share."""
+    shares = world.rank, world.size, recipe.train.micro_tokens, recipe.model.sequence, recipe.model.vocab
+    return recipe.loader.build(LoaderContext(dataset.train, *shares))
+
+
 @dataclass(frozen=True)
 class SequentialShards(LoaderSite):
     """Shards by name, strictly in sequence, from the start again after the last (PR #162).

@@ -20,6 +20,19 @@ from .schemes import decode_coded
 ROUNDS = 10  # of a search; each quantises anew
 
 
+def amended(rules, leaves, role, change, missing):
+    """`rules` with `change(rule)` for every rule under `role` ("": any) of which it makes another; None: not of this one.
+    Raises the Problem `missing` where there is none."""
+    moved = {
+        leaf.name: changed
+        for leaf in leaves
+        if role_matches(leaf.role, role or leaf.role) and (changed := change(rules[leaf.name]))
+    }
+    if not moved:
+        raise missing
+    return rules | moved
+
+
 @dataclass(frozen=True)
 class StepDial(FitSite):
     """One factor on the `sigmas` of every rule under `role` that clips by them (PR #1514: k is the size and quality knob).
@@ -37,25 +50,20 @@ class StepDial(FitSite):
 
     def rules_at(self, factor, rules, leaves):
         """`rules` with the factor on their sigmas. Problem where no rule has any."""
-        moved = {
-            leaf.name: replace(rules[leaf.name], sigmas=rules[leaf.name].sigmas * factor)
-            for leaf in leaves
-            if role_matches(leaf.role, self.role or leaf.role) and getattr(rules[leaf.name], "sigmas", 0)
-        }
-        if not moved:
-            raise Problem(f"StepDial finds no rule for {self.role or 'any role'} that clips by sigmas; give one, or drop it")
-        return rules | moved
+
+        def stepped(rule):
+            return replace(rule, sigmas=rule.sigmas * factor) if getattr(rule, "sigmas", 0) else None
+
+        missing = Problem(f"StepDial finds no rule for {self.role or 'any role'} that clips by sigmas; give one, or drop it")
+        return amended(rules, leaves, self.role, stepped, missing)
 
     def span(self, rules, leaves):
         return self.rules_at(self.most, rules, leaves), self.rules_at(self.least, rules, leaves)
 
     def turn(self, packing):
         begin, factor = packing.rules, 1.0
-        weights = sum(
-            math.prod(leaf.shape)
-            for leaf in packing.leaves
-            if self.rules_at(2.0, begin, packing.leaves)[leaf.name] != begin[leaf.name]
-        )
+        coarser = self.rules_at(2.0, begin, packing.leaves)
+        weights = sum(math.prod(leaf.shape) for leaf in packing.leaves if coarser[leaf.name] != begin[leaf.name])
         for _ in range(ROUNDS):
             packing.rules = self.rules_at(factor, begin, packing.leaves)
             size, _ = packing.measure(packing.quantise(packing.rules))
@@ -88,22 +96,19 @@ class MixedBits(FitSite):
 
     def rules_at(self, bits, rules, leaves):
         """`rules` with so many bits in every integer rule under `role`. Problem where there is none."""
-        moved = {
-            leaf.name: replace(rules[leaf.name], bits=bits)
-            for leaf in leaves
-            if role_matches(leaf.role, self.role) and hasattr(rules[leaf.name], "bits")
-        }
-        if not moved:
-            raise Problem(f"MixedBits finds no integer rule for {self.role}; give one, or drop it")
-        return rules | moved
+
+        def widened(rule):
+            return replace(rule, bits=bits) if hasattr(rule, "bits") else None
+
+        missing = Problem(f"MixedBits finds no integer rule for {self.role}; give one, or drop it")
+        return amended(rules, leaves, self.role, widened, missing)
 
     def span(self, rules, leaves):
         return self.rules_at(self.bits[0], rules, leaves), self.rules_at(self.bits[-1], rules, leaves)
 
     def turn(self, packing):
-        lowest = self.rules_at(self.bits[0], packing.rules, packing.leaves)
-        movable = [name for name, rule in lowest.items() if rule != packing.rules[name] or hasattr(rule, "bits")]
-        movable = [leaf.name for leaf in packing.leaves if leaf.name in movable and role_matches(leaf.role, self.role)]
+        lowest, highest = self.span(packing.rules, packing.leaves)
+        movable = [name for name in lowest if lowest[name] != highest[name]]
         sizes, errors = [], []
         for bits in self.bits:
             codes = packing.quantise(self.rules_at(bits, packing.rules, packing.leaves))
@@ -148,14 +153,13 @@ class Pruning(FitSite):
 
     def rules_at(self, amount, rules, leaves):
         """`rules` with so much pruning in every rule under `role` that rounds by GPTQ. Problem where there is none."""
-        moved = {
-            leaf.name: replace(rules[leaf.name], rounding=replace(rules[leaf.name].rounding, prune=amount))
-            for leaf in leaves
-            if role_matches(leaf.role, self.role) and isinstance(getattr(rules[leaf.name], "rounding", None), GPTQ)
-        }
-        if not moved:
-            raise Problem(f"Pruning finds no rule for {self.role} that rounds by GPTQ; give one, or drop it")
-        return rules | moved
+
+        def pruned(rule):
+            rounding = getattr(rule, "rounding", None)
+            return replace(rule, rounding=replace(rounding, prune=amount)) if isinstance(rounding, GPTQ) else None
+
+        missing = Problem(f"Pruning finds no rule for {self.role} that rounds by GPTQ; give one, or drop it")
+        return amended(rules, leaves, self.role, pruned, missing)
 
     def span(self, rules, leaves):
         return self.rules_at(self.most, rules, leaves), rules
@@ -166,18 +170,12 @@ class Pruning(FitSite):
         if size <= packing.most:
             return "no pruning"
         low, high = 0.0, self.most
+        amount = high  # if the most is too little, no less will do
         for _ in range(ROUNDS):
-            amount = (low + high) / 2 if high < self.most or low else high
-            packing.rules = self.rules_at(amount, begin, packing.leaves)
-            size, _ = packing.measure(packing.quantise(packing.rules))
-            if packing.least <= size <= packing.most:
+            size, _ = packing.measure(packing.quantise(self.rules_at(amount, begin, packing.leaves)))
+            low, high = (amount, high) if size > packing.most else (low, amount)
+            if packing.least <= size <= packing.most or low == high:
                 break
-            if size > packing.most:
-                if amount == self.most:
-                    break
-                low = amount
-            else:
-                high = amount
-                if amount == self.most:
-                    high = amount * (1 - 1e-9)
-        return f"pruning {amount:.4f}"
+            amount = (low + high) / 2
+        packing.rules = self.rules_at(high, begin, packing.leaves)
+        return f"pruning {high:.4f}"

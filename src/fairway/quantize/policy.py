@@ -18,6 +18,14 @@ def assign_rules(leaves, policy):
     return rules
 
 
+def calibrated_leaves(rules, calibrate):
+    """Names of the leaves whose rules want Hessians. Problem unless `calibrate`, a recipe's, holds the one node for them."""
+    names = {name for name, rule in rules.items() if rule.calibrated}
+    if names and len(calibrate) != 1:
+        raise Problem(f"a rule for {min(names)} wants Hessians and `calibrate` holds {len(calibrate)} nodes; give one")
+    return names
+
+
 def quantise(tensors, leaves, rules, hessians):
     """Canonical name -> Coded, in the leaves' order: each leaf by its rule, a rule's leaves all at once.
 

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 import torch
 
-from ..data.loaders import LoaderContext
+from ..data.loaders import training_batches
 from ..data.prefetch import Prefetcher
 from ..kernels.attention import attention_backends
 from ..optim.optimizer import Optimizer
@@ -22,17 +22,14 @@ class Trainer:
     """
 
     def __init__(self, recipe, dataset, seed, world, machine, note=None):
-        self.recipe, self.world, self.machine, self.note = recipe, world, machine, note
+        self.recipe, self.dataset, self.world, self.machine, self.note = recipe, dataset, world, machine, note
         self.micro_steps = recipe.train.micro_steps(world.size, recipe.model.sequence)
         if dataset.vocab != recipe.model.vocab:
             raise Problem(
                 f"{dataset.folder} has {dataset.vocab} pieces, the model {recipe.model.vocab} rows;"
                 f" --set model.vocab={dataset.vocab}"
             )
-        self.context = LoaderContext(
-            dataset.train, world.rank, world.size, recipe.train.micro_tokens, recipe.model.sequence, recipe.model.vocab
-        )
-        loader = recipe.loader.build(self.context)
+        loader = training_batches(recipe, dataset, world)
         self.model = recipe.model.build(seed, machine.activations).to(world.device)
         self.loss = torch.compile(self.model.loss, dynamic=False, fullgraph=True) if machine.compiled else self.model.loss
         self._begin(loader)
@@ -75,7 +72,7 @@ class Trainer:
                 self.step(0.0, 1.0, phase)
         put_weights(self.model, before)
         self.batches.close()
-        self._begin(self.recipe.loader.build(self.context))
+        self._begin(training_batches(self.recipe, self.dataset, self.world))
         self.world.synchronize()
 
 
