@@ -234,6 +234,59 @@ class AblateCommand(CommandBase):
         return table, print_ablation
 
 
+@dataclass(frozen=True, kw_only=True)
+class AuditCommand(CommandBase):
+    """Referees a packed run: runs its files in boxes, probes its scorer, writes audit.json; exit 1 if a rule failed."""
+
+    folder: tyro.conf.Positional[Path]
+    """a run folder"""
+    data: Path | None = None
+    """data folder, if the run's own has moved"""
+    policy: str = "as-practised"
+    """as-practised or strict: which side of the disputed rules is taken"""
+    full: bool = False
+    """the whole text and all training shards, without hurry: for a GPU"""
+    markdown: bool = False
+    """print the report as Markdown to paste"""
+
+    def run(self, terminal):
+        from .audit import audit
+        from .referee.verdict import show_with
+
+        return audit(self.folder, self.data, self.policy, self.full, terminal), show_with(self.markdown, self.folder)
+
+    def code(self, result):
+        return 1 if result["summary"]["fail"] else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReviewCommand(CommandBase):
+    """Somebody else's submission folder: files, claims, logs, sizes, seconds, seeds. Runs nothing without --dynamic."""
+
+    folder: tyro.conf.Positional[Path]
+    """a submission folder"""
+    dynamic: bool = False
+    """also run its script in a sandbox, on synthetic text"""
+    policy: str = "as-practised"
+    """as-practised or strict: which side of the disputed rules is taken"""
+    record: float | None = None
+    """bpb of the record that it says it beats"""
+    seconds: float = 300.0
+    """for the runs of --dynamic, together"""
+    markdown: bool = False
+    """print the report as Markdown to paste"""
+
+    def run(self, terminal):
+        from .referee.review import review_folder
+        from .referee.verdict import show_with
+
+        report = review_folder(self.folder, self.dynamic, self.policy, terminal.note, self.record, self.seconds)
+        return report, show_with(self.markdown, self.folder)
+
+    def code(self, result):
+        return 1 if result["summary"]["fail"] else 0
+
+
 DataCommand = (
     Annotated[DataBuildCommand, tyro.conf.subcommand("build")] | Annotated[DataCheckCommand, tyro.conf.subcommand("check")]
 )
@@ -246,6 +299,8 @@ Command = (
     | Annotated[PackCommand, tyro.conf.subcommand("pack")]
     | Annotated[ScoreCommand, tyro.conf.subcommand("score")]
     | Annotated[AblateCommand, tyro.conf.subcommand("ablate")]
+    | Annotated[AuditCommand, tyro.conf.subcommand("audit")]
+    | Annotated[ReviewCommand, tyro.conf.subcommand("review")]
 )
 
 
@@ -268,7 +323,7 @@ def main(arguments=None):
         return 0
     command = tyro.cli(
         Command, args=arguments, prog="fairway", config=(tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff),
-        description="Trains, quantises, packs and scores language models under a byte and a time budget.",
+        description="Trains, quantises, packs, scores and referees language models under a byte and a time budget.",
     )  # fmt: skip
     signal.signal(signal.SIGTERM, stop)
     from .terminal import Terminal

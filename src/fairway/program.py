@@ -5,6 +5,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from .artifact.pack import pack_recipe
 from .clock import Clock
 from .core import score_recipe, train_recipe
@@ -13,7 +15,7 @@ from .files import write_json
 from .kernels.capability import capability
 from .optim.schedule import Budget
 from .problem import DoesNotHold, Problem
-from .runfolder import PACKED, SCORE, update_run
+from .runfolder import NATS, PACKED, SCORE, update_run
 from .train.dist import join_world
 
 STAGES = ("train", "pack", "score")
@@ -29,6 +31,7 @@ def run_program(recipe):
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--steps", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=0.0)
+    parser.add_argument("--keep-nats", action="store_true")
     wanted = parser.parse_args()
     world = None
     try:
@@ -71,5 +74,7 @@ def run_stages(recipe, wanted, world):
             if world.rank == 0:
                 facts = {"bpb": scored.bpb, "nats": scored.nats, "tokens": scored.tokens, "bytes": scored.bytes}
                 write_json(wanted.out / SCORE, facts)
+                if wanted.keep_nats:
+                    np.save(wanted.out / NATS, scored.nats_N)
         # A stage reads what the first rank has written.
         world.largest([0.0])

@@ -8,7 +8,7 @@ from .problem import Problem
 RECIPE, RUN, METRICS, CHECKPOINT = "recipe.py", "run.json", "metrics.jsonl", "checkpoint.pt"
 WEIGHTS = "weights.pt"
 PROGRAM, READABLE, PACKED, LEDGER = "train_gpt.py", "train_gpt.readable.py", "model.bin", "ledger.json"
-SCORE, NATS = "score.json", "nats.npy"
+SCORE, NATS, AUDIT = "score.json", "nats.npy", "audit.json"
 # Of run.json: what later stages work with. The rest is for readers.
 RUN_KINDS = {
     "data": str,
@@ -56,8 +56,8 @@ def update_run(folder, facts):
 
 
 def forget_score(folder):
-    """Removes the score of an earlier model.bin: score.json, nats.npy and bpb.packed of run.json."""
-    for name in (SCORE, NATS):
+    """Removes what was found of an earlier model.bin: score.json, nats.npy, audit.json, and bpb.packed of run.json."""
+    for name in (SCORE, NATS, AUDIT):
         (Path(folder) / name).unlink(missing_ok=True)
     if (Path(folder) / RUN).exists():
         run = read_run(folder)

@@ -19,6 +19,8 @@ FLAGS = {
     "train": {"--data", "--out", "--resume", "--seed", "--steps", "--seconds", "--set"},
     "pack": {"--data", "--raw"},
     "score": {"--data", "--keep-nats", "--last", "--set"},
+    "audit": {"--data", "--policy", "--full", "--markdown"},
+    "review": {"--dynamic", "--policy", "--record", "--seconds", "--markdown"},
     "ablate": {"--data", "--out", "--seed", "--steps", "--seconds", "--only", "--set"},
 }
 

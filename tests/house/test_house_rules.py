@@ -31,6 +31,7 @@ ROOMS = (
     "terminal",
     "forecast",
     "ablation",
+    "audit",
     "listing",
 )
 TOP = ("cli", "demo", "__main__")  # parse and call: they may import everything, also inside functions

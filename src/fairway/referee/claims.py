@@ -1,0 +1,261 @@
+"""What a folder says of itself: submission.json, read without trust, and whether the logs say the same."""
+
+import json
+import re
+from dataclasses import dataclass, field
+from statistics import mean, pstdev, stdev
+
+from .agree import CODE_KEYS, agrees, byte_figures, matches, other_stage, seed_logs, unless_missing
+from .logs import Printed, distinct_stages, eval_seconds
+from .readme import MOST_README, Readme, judge_readme, read_readme
+
+MOST_JSON = 1 << 20
+SEED_KEYS = ("seed_results", "seeds", "results", "per_seed", "seed_runs", "runs")
+BPB_KEYS = ("val_bpb", "bpb", "val_bpb_mean", "mean_val_bpb")
+NATS_KEYS = ("val_loss", "val_loss_mean", "mean_val_loss", "loss", "nats")
+TOTAL_KEYS = (
+    "bytes_total",
+    "total_bytes",
+    "artifact_bytes",
+    "artifact_bytes_mean",
+    "artifact_bytes_max",
+    "submission_bytes",
+)
+STEP_KEYS = ("steps", "step_stop", "steps_mean")
+GITHUB_KEYS = ("github_id", "github", "github_username", "github_user", "github_handle")
+
+
+@dataclass(eq=False)
+class Claims:
+    """`values`: submission.json's keys (numbers as Printed); `name`: its file, or None; `faults`: what is wrong with it.
+
+    `seeds`: seeds that it names; `results`: {seed: {key: value}}; `readme`: a Readme, or None.
+    """
+
+    values: dict = field(default_factory=dict)
+    name: str | None = None
+    faults: list = field(default_factory=list)
+    seeds: list = field(default_factory=list)
+    results: dict = field(default_factory=dict)
+    readme: Readme | None = None
+
+
+def read_claims(folder):
+    """The Claims of a folder. Whatever is broken is a fault, never an error."""
+    claims = Claims()
+    files = [entry.name for entry in folder.entries if entry.kind == "file" and "/" not in entry.name]
+    names = [name for name in files if re.fullmatch(r"(?i)submission[\w.-]*\.json", name)]
+    if names:
+        claims.name = min(names, key=lambda name: (name != "submission.json", name))
+        _read_submission(claims, folder.text(claims.name, MOST_JSON))
+    readmes = [name for name in files if re.fullmatch(r"(?i)readme(\.md|\.txt)?", name)]
+    if readmes:
+        name = min(readmes, key=lambda name: (name != "README.md", name))
+        claims.readme = read_readme(name, folder.text(name, MOST_README))
+    return claims
+
+
+def _read_submission(claims, text):
+    def whole(digits):
+        if len(digits) > 18:
+            claims.faults.append(f"a number of {len(digits)} digits")
+            return None
+        return Printed(digits)
+
+    def constant(word):
+        claims.faults.append(f"{word}, which is no JSON number")
+
+    def pairs(items):
+        twice = {key for key, _ in items if sum(key == other for other, _ in items) > 1} if len(items) < 2000 else set()
+        claims.faults.extend(f"the key {key!r} stands twice" for key in sorted(twice)[:5])
+        return dict(items)
+
+    try:
+        values = json.loads(text, parse_float=Printed, parse_int=whole, parse_constant=constant, object_pairs_hook=pairs)
+    except RecursionError:
+        claims.faults.append("nested too deeply")
+        return
+    except ValueError as error:
+        claims.faults.append(f"not JSON: {error}")
+        return
+    if not isinstance(values, dict):
+        claims.faults.append(f"a {type(values).__name__}, not an object")
+        return
+    claims.values = values
+    for key in SEED_KEYS:
+        _take_seeds(claims, values.get(key))
+
+
+def _take_seeds(claims, value):
+    """Seeds, and results of each, from a list of numbers, a list of objects or an object by seed."""
+    rows = value.items() if isinstance(value, dict) else [(None, one) for one in value] if isinstance(value, list) else []
+    for key, row in rows:
+        named = row.get("seed") if isinstance(row, dict) and "seed" in row else key if key is not None else row
+        found = re.fullmatch(r"(?:seed[_ -]?)?(\d{1,9})", named.text if isinstance(named, Printed) else str(named), re.I)
+        if found is None:
+            continue
+        seed = int(found[1])
+        if seed not in claims.seeds:
+            claims.seeds.append(seed)
+        if isinstance(row, dict):
+            claims.results.setdefault(seed, {}).update(row)
+        elif key is not None and isinstance(row, Printed):
+            claims.results.setdefault(seed, {}).setdefault("val_bpb", row)
+
+
+def judge_claims(findings, folder, logs, claims):
+    """G2, G3, G4 and S8: what the folder says of itself against what its logs print."""
+    if claims.name:
+        judge_keys(findings, claims)
+    logs = seed_logs(logs, claims)
+    if claims.values and logs:
+        judge_headline(findings, logs, claims)
+        judge_means(findings, logs, claims)
+        judge_bytes_claimed(findings, folder, logs, claims)
+        judge_seed_results(findings, folder, logs, claims)
+        judge_promises(findings, logs, claims)
+    if claims.readme and logs:
+        judge_readme(findings, folder, logs, claims)
+
+
+def judge_keys(findings, claims):
+    """G2: the keys that the README asks for, of the right kind."""
+    values, missing = claims.values, list(claims.faults)
+    bpb = next((values[key] for key in BPB_KEYS if key in values), None)
+    if not isinstance(bpb, Printed):
+        missing.append("val_bpb is no number" if bpb is not None or "val_bpb" in values else "no val_bpb")
+    elif not 0 < bpb < 100:
+        missing.append(f"val_bpb is {bpb.text}")
+    if not any(isinstance(values.get(key), (str, Printed)) and str(values[key]).strip() for key in ("name", "author")):
+        missing.append("no name and no author")
+    if not any(isinstance(values.get(key), (str, Printed)) and str(values[key]).strip() for key in GITHUB_KEYS):
+        missing.append("no github_id")
+    asked = "author or name, github_id, val_bpb"
+    findings.say("G2", not missing, "; ".join(missing[:8]) or "there, and of the right kind", asked, "", claims.name)
+    absent = [key for key in ("author", "github_id", "name", "date") if key not in values]
+    if absent and not missing:
+        findings.untested("G2", f"{claims.name}: no {', '.join(absent)}, which most submissions have")
+
+
+def judge_headline(findings, logs, claims):
+    """S8 and G3: the val_bpb of submission.json is the mean, or a seed's, of the stage that scores."""
+    key = next((key for key in BPB_KEYS if isinstance(claims.values.get(key), Printed)), None)
+    if key is None:
+        return
+    claimed, where = claims.values[key], f"{claims.name} {key}"
+    measured = [log.headline.bpb for log in logs]
+    shown = f"{mean(map(float, measured)):.8g} over {len(logs)} logs"
+    stages = f"last stage of each log: {', '.join(sorted({log.headline.name for log in logs}))}"
+    how = matches(claimed, measured)
+    if how in ("mean", "a seed"):
+        for rule in ("G3", "S8"):
+            findings.say(rule, True, claimed.text, shown, claimed.unit, f"{where}: {how} of the {stages}")
+        return
+    if how == "subset":
+        findings.say("S8", None, claimed.text, shown, claimed.unit, f"{where}: the mean of some of the logs only")
+        return findings.say("G3", None, claimed.text, shown, claimed.unit, f"{where}: the mean of some of the logs only")
+    other = other_stage(claimed, logs, "bpb")
+    if other and not other[1]:
+        findings.say("S8", True, claimed.text, shown, claimed.unit, f"{where}: of the stage {other[0]}, not the {stages}")
+        return findings.say("G3", True, claimed.text, shown, claimed.unit, f"{where}: of the stage {other[0]}")
+    evidence = f"{where}: of {other[0]}, which is no score of the artifact; {stages}" if other else f"{where}; {stages}"
+    holds = unless_missing(False, logs, claims)
+    for rule in ("G3", "S8"):
+        findings.say(
+            rule, holds, claimed.text, shown, claimed.unit, evidence if holds is False else f"{evidence}; a log is missing"
+        )
+
+
+def judge_means(findings, logs, claims):
+    """G3: val_loss, spreads and steps."""
+    nats = [log.headline.nats for log in logs]
+    for key in NATS_KEYS:
+        claimed = claims.values.get(key)
+        if isinstance(claimed, Printed) and any(one is not None for one in nats):
+            how = matches(claimed, nats) or (other_stage(claimed, logs, "nats") and "another stage")
+            shown = f"{mean(float(one) for one in nats if one is not None):.8g}"
+            holds = unless_missing(None if how in ("subset", "another stage") else how is not None, logs, claims)
+            findings.say("G3", holds, claimed.text, shown, claimed.unit, f"{claims.name} {key}: {how or 'of no log'}")
+    spreads = (("val_bpb_std", [log.headline.bpb for log in logs]), ("val_loss_std", nats))
+    for key, figures in spreads:
+        claimed, figures = claims.values.get(key), [one for one in figures if one is not None]
+        if isinstance(claimed, Printed) and len(figures) > 1:
+            wanted = [stdev(map(float, figures)), pstdev(map(float, figures))]
+            unit = max(one.unit for one in figures)
+            holds = unless_missing(any(agrees(claimed, one, unit) for one in wanted), logs, claims)
+            shown = f"{wanted[0]:.6g} (n - 1) or {wanted[1]:.6g} (n)"
+            findings.say("G3", holds, claimed.text, shown, claimed.unit, f"{claims.name} {key} over {len(figures)} logs")
+    steps = [log.steps for log in logs if log.steps]
+    for key in STEP_KEYS:
+        claimed = claims.values.get(key)
+        if isinstance(claimed, Printed) and steps:
+            how = matches(claimed, steps)
+            holds = unless_missing(None if how == "subset" else how is not None, logs, claims)
+            findings.say("G3", holds, claimed.text, steps, claimed.unit, f"{claims.name} {key}: {how or 'of no log'}")
+
+
+def judge_bytes_claimed(findings, folder, logs, claims):
+    """G3: bytes in all and bytes of code."""
+    figures = [byte_figures(folder, log, claims) for log in logs]
+    columns = list(zip(*(totals for totals, _ in figures), strict=False))
+    for key in TOTAL_KEYS:
+        claimed = claims.values.get(key)
+        if isinstance(claimed, Printed) and any(log.total_bytes or log.model_bytes for log in logs):
+            known = [[one for one in column if one] for column in columns]
+            holds = unless_missing(any(matches(claimed, column) in ("mean", "a seed") for column in known), logs, claims)
+            shown = [log.total_bytes or log.model_bytes for log in logs]
+            findings.say("G3", holds, claimed.text, shown, claimed.unit, f"{claims.name} {key}: totals of the logs")
+    for key in CODE_KEYS:
+        claimed = claims.values.get(key)
+        own = [int(claimed)] if isinstance(claimed, Printed) else []
+        sizes = {size for log in logs for size, _ in log.code_bytes} | {log.compressed_code_bytes for log in logs}
+        sizes |= {log.total_bytes - log.model_bytes for log in logs if log.total_bytes and log.model_bytes}
+        sizes |= {entry.size for entry in folder.entries if entry.kind == "file" and entry.name.endswith(".py")}
+        sizes -= {None}
+        if own and sizes:
+            holds = any(agrees(claimed, size) for size in sizes)
+            findings.say(
+                "G3", holds, claimed.text, sorted(sizes), claimed.unit, f"{claims.name} {key}: in logs and on the disk"
+            )
+
+
+def judge_seed_results(findings, folder, logs, claims):
+    """G3: what submission.json says of each seed."""
+    for log in logs:
+        row, wrong, right = claims.results.get(log.seed, {}), [], 0
+        wanted = {"val_bpb": [stage.bpb for stage in distinct_stages(log)]}
+        wanted["val_loss"] = [stage.nats for stage in distinct_stages(log)]
+        wanted["bytes"], wanted["steps"] = byte_figures(folder, log, claims)[0], [log.steps]
+        kinds = (BPB_KEYS, "val_bpb"), (NATS_KEYS, "val_loss"), (TOTAL_KEYS, "bytes"), (STEP_KEYS, "steps")
+        for keys, kind in kinds:
+            figures = [one for one in wanted[kind] if one is not None]
+            for key in keys:
+                claimed = row.get(key) if figures else None
+                if isinstance(claimed, Printed) and any(agrees(claimed, one) for one in figures):
+                    right += 1
+                elif isinstance(claimed, Printed):
+                    wrong.append(f"{key} {claimed.text} (the log: {figures[-1]})")
+        if wrong or right:
+            evidence = f"{claims.name}, seed {log.seed}, against {log.name}"
+            findings.say("G3", not wrong, "; ".join(wrong) or f"{right} figures", "those of the log", "", evidence)
+
+
+def judge_promises(findings, logs, claims):
+    """G3: what submission.json declares to hold, where a log can tell."""
+    said = claims.values.get("compliance")
+    said = {**claims.values, **(said if isinstance(said, dict) else {})}
+    seconds = [log.train_seconds for log in logs if log.train_seconds is not None]
+    totals = [log.total_bytes for log in logs if log.total_bytes]
+    scoring = [own for log in logs if (own := eval_seconds(log)[0]) is not None]
+    cap, limit = findings.limit("A1"), findings.policy.rules["T1"].default
+    checks = (
+        ("three_seeds", len({log.name if log.seed is None else log.seed for log in logs}), 3, False),
+        ("train_under_600s", max(seconds, default=None), limit + 0.2, True),
+        ("eval_under_600s", max(scoring, default=None), limit + 0.2, True),
+        ("artifact_under_16mb", max(totals, default=None), cap, True),
+    )
+    for key, measured, wanted, below in checks:
+        if said.get(key) is True and measured is not None:
+            holds = measured <= wanted if below else measured >= wanted
+            expected = f"{'at most' if below else 'at least'} {wanted:g}"
+            findings.say("G3", holds, measured, expected, "", f"{claims.name} declares {key}")

@@ -1,0 +1,102 @@
+"""What a run folder states (run.json, ledger.json, score.json) against its files: bytes, seconds, hashes, figures."""
+
+from pathlib import Path
+
+from ..files import file_sha256, read_json
+from ..problem import Problem
+from ..runfolder import LEDGER, PACKED, PROGRAM, READABLE, SCORE
+
+CLOCK_SLACK = 0.2  # seconds by which a step may overshoot the cap: merged logs stop at up to 600.14 s
+CONTEST = "8 H100"
+
+
+def judge_bytes(findings, folder):
+    """A1 to A3: the two files on disk, in three readings, and the ledger that sums them up."""
+    folder, cap = Path(folder), findings.limit("A1")
+    sizes = {name: (folder / name).stat().st_size for name in (PROGRAM, PACKED)}
+    total = sum(sizes.values())
+    findings.say(
+        "A1", total <= cap, total, cap, 0, f"{PROGRAM} {sizes[PROGRAM]:,} + {PACKED} {sizes[PACKED]:,} bytes on disk"
+    )
+    ledger = stated(folder / LEDGER)
+    claimed = ledger.get("total")
+    readable = folder / READABLE
+    readings = {"as shipped": total, "as claimed (ledger.json)": claimed}
+    if readable.is_file():
+        readings["as readable text, which does not ship"] = sizes[PACKED] + readable.stat().st_size
+    findings.say("A3", claimed == total, readings, total, 0, "the ledger states the files that ship")
+    files, owners = ledger.get("files"), ledger.get("owners")
+    summed = sum(one["bytes"] for one in owners) if owners_known(owners) else None
+    good = files == sizes and summed == total
+    findings.say("G3", good, {"files": files, "sum of owners": summed}, {"files": sizes, "total": total}, 0, LEDGER)
+
+
+def owners_known(owners):
+    """Whether a ledger's owners can be summed."""
+    return isinstance(owners, list) and all(isinstance(one, dict) and type(one.get("bytes")) is int for one in owners)
+
+
+def judge_clock(findings, folder, run):
+    """T1, T2, T4, T6: the seconds of each phase, in two readings. Over the limit on other machines than the contest's,
+    nothing is told."""
+    phases, limit = run.get("phases", {}), findings.limit("T1")
+    device, size = str(run.get("device")), run.get("world_size")
+    contest = size == 8 and ("H100" in device or "H200" in device)
+    where = f"on {size} x {device}"
+
+    def clocked(rule, seconds, slack, evidence):
+        if seconds is None:
+            findings.untested(rule, f"{evidence}: not in run.json or score.json")
+        elif seconds > limit + slack and not contest:
+            findings.untested(rule, f"{evidence}: {seconds:.1f} s {where}; the limit is for {CONTEST}")
+        else:
+            findings.say(rule, seconds <= limit + slack, round(seconds, 3), limit, slack, f"{evidence} {where}")
+
+    train = number(phases.get("train"))
+    clocked("T1", train, CLOCK_SLACK, "the training loop, compilation apart")
+    parts = ["train", "calibrate"] + ["quantise", "encode"] * (findings.limit("T2") == "packed")
+    known = [number(phases.get(name)) for name in parts]
+    clocked("T2", None if None in known else sum(known), CLOCK_SLACK, " + ".join(parts))
+    stages = stated(Path(folder) / SCORE).get("stages")
+    seconds = [number(one.get("seconds")) for one in stages if isinstance(one, dict)] if isinstance(stages, list) else []
+    scored = seconds[-1] if seconds else None
+    clocked("T4", scored, CLOCK_SLACK, "the pass that gives the score")
+    clocked("T6", None if None in seconds or not seconds else sum(seconds), CLOCK_SLACK, f"all {len(seconds)} passes")
+
+
+def number(value):
+    """A float, or None for what is no number."""
+    return float(value) if type(value) in (int, float) and abs(value) < float("inf") else None
+
+
+def judge_hashes(findings, folder, run, recipe_digest, data_hash):
+    """G3, G5: run.json and score.json name these very files, this recipe and these data."""
+    folder = Path(folder)
+    found = {name: file_sha256(folder / name) for name in (PROGRAM, PACKED)}
+    named = run.get("sha256", {})
+    same = all(named.get(name) == found[name] for name in found)
+    findings.say(
+        "G3", same, {n: h[:12] for n, h in found.items()}, {n: str(named.get(n))[:12] for n in found}, 0, "run.json"
+    )
+    findings.say(
+        "G5", run.get("recipe_hash") == recipe_digest, recipe_digest, run.get("recipe_hash"), 0, "recipe.py, run.json"
+    )
+    score = stated(folder / SCORE)
+    if not score:
+        findings.untested("G3", f"no {SCORE}: `fairway score` writes it")
+        return
+    same = score.get("model_sha256") == found[PACKED]
+    findings.say(
+        "G3", same, found[PACKED][:12], str(score.get("model_sha256"))[:12], 0, f"{SCORE}: the model that was scored"
+    )
+    if score.get("data_hash") != data_hash:
+        findings.untested("G3", f"{SCORE} is of other data ({score.get('data_hash')}) than these ({data_hash})")
+
+
+def stated(path):
+    """What a JSON file of a run folder holds, or {} where it is absent, broken or no object."""
+    try:
+        found = read_json(path)
+    except Problem:
+        return {}
+    return found if isinstance(found, dict) else {}
