@@ -115,7 +115,7 @@ def test_a_program_that_scores_as_the_package_does_not_is_named(fairway_here, co
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("setting, failing", zip(CACHED, (set(), {"C2"}), strict=True))
+@pytest.mark.parametrize("setting, failing", tuple(zip(CACHED, (set(), {"C2"}), strict=True)))
 def test_the_published_cache_fails_normalisation_by_its_z_and_exact_counts_pass(
     fairway_here, tiny_data, tmp_path, setting, failing
 ):

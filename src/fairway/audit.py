@@ -5,8 +5,10 @@ N targets, V vocabulary.
 """
 
 import tempfile
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,13 +18,15 @@ import torch
 
 from .core import packed_model
 from .data.check import check_dataset
-from .data.dataset import dataset_bytes, open_dataset, validation_tokens
+from .data.dataset import dataset_bytes, open_dataset, target_bytes, validation_tokens
+from .data.shards import joined_shards
 from .data.tokenizer import BOS_ID
-from .files import file_sha256, owning, write_json
+from .files import file_sha256, owning, refuse_unwritable, write_json
 from .kernels.capability import capability, device_name, settle_threads
 from .node import digest
 from .problem import Problem
 from .referee.boxes import (
+    judge_boxed_future,
     judge_boxed_noise,
     judge_bytes_counted,
     judge_code_run,
@@ -43,16 +47,17 @@ from .referee.probes import (
 )
 from .referee.rules import read_policy
 from .referee.sandbox import clear_box, sandbox_fault
-from .referee.stated import judge_bytes, judge_clock, judge_hashes, stated
+from .referee.stated import judge_bytes, judge_clock, judge_hashes, judge_score_file
 from .referee.submitted import BOXES, Submitted
 from .referee.texts import judge_dataset, judge_overlap
 from .referee.trace import TracedPass, frontiers_of, judge_trace
 from .referee.verdict import Findings
 from .referee.whole import judge_sum
-from .runfolder import AUDIT, PACKED, PROGRAM, RECIPE, SCORE, need, read_run
+from .runfolder import AUDIT, PACKED, PROGRAM, RECIPE, WEIGHTS, need, read_run
 from .score.adapter import AdaptContext, build_adapter
 from .score.commit import Committer, read_model
 from .score.schedule import scoring_rank
+from .score.stage import SCORING
 from .score.watched import WatchedPass
 from .stages import check_recipe, read_recipe
 from .train.dist import start_world
@@ -68,8 +73,8 @@ TRAIN_STEPS = 2
 class PackagedScorer:
     """The scorer of the package over a packed model, for texts of the probes' choosing."""
 
-    def __init__(self, recipe, folder, world):
-        self.recipe, self.world, self.machine = recipe, world, capability(world.device)
+    def __init__(self, recipe, folder, world, machine):
+        self.recipe, self.world, self.machine = recipe, world, machine
         self.model = packed_model(recipe, Path(folder) / PACKED, recipe, self.machine)
         self.committers = {
             dynamic: Committer(read_model(self.model), recipe.model.vocab, world.device, self.machine.compiled, dynamic)
@@ -115,8 +120,8 @@ def audit(folder, data, policy, full, terminal):
     """
     folder, begin = Path(folder), time.perf_counter()
     recipe, run = read_recipe(need(folder, RECIPE, "train")), read_run(folder, "data", "data_hash", "recipe_hash")
-    for name in (PROGRAM, PACKED):
-        need(folder, name, "pack")
+    for name, stage in ((WEIGHTS, "train"), (PROGRAM, "pack"), (PACKED, "pack")):
+        need(folder, name, stage)
     dataset = open_dataset(run["data"] if data is None else data)
     if dataset.vocab != recipe.model.vocab:
         raise Problem(
@@ -124,6 +129,7 @@ def audit(folder, data, policy, full, terminal):
         )
     check_recipe(recipe, dataset)
     findings = Findings(read_policy(policy))
+    refuse_unwritable(folder)
     with owning(folder), tempfile.TemporaryDirectory(prefix="fairway-audit-") as scratch, start_world() as world:
         if world.size > 1:
             raise Problem(f"an audit is one process's work, this is one of {world.size}; run it without torchrun")
@@ -134,16 +140,18 @@ def audit(folder, data, policy, full, terminal):
         judge_bytes(findings, folder)
         judge_clock(findings, folder, run)
         judge_hashes(findings, folder, run, digest(recipe), dataset.data_hash)
+        claimed = judge_claimed_score(findings, recipe, dataset, folder, run)
         judge_dataset(findings, check_dataset(dataset.folder, hashes=full))
         judge_overlap(findings, dataset, full)
         try:
-            scorer = PackagedScorer(recipe, folder, world)
+            # Probes take texts of many lengths: compiling for each would take longer than all of them.
+            scorer = PackagedScorer(recipe, folder, world, replace(capability(world.device), compiled=False))
         except Problem as problem:
             findings.say("A8", False, "the artifact cannot be read back", "a model", evidence=str(problem))
             scorer = None
         try:
             if scorer is not None:
-                judge_scoring(findings, scorer, dataset, folder, Path(scratch), threads, full, terminal)
+                judge_scoring(findings, scorer, dataset, folder, claimed, Path(scratch), threads, full, terminal)
         finally:
             clear_box(Path(scratch) / BOXES)
     report = findings.as_json("audit") | {"run": str(folder), "full": full, "seconds": round(time.perf_counter() - begin, 1)}
@@ -151,7 +159,16 @@ def audit(folder, data, policy, full, terminal):
     return report
 
 
-def judge_scoring(findings, scorer, dataset, folder, scratch, threads, full, terminal):
+def judge_claimed_score(findings, recipe, dataset, folder, run):
+    """G3 of score.json's figures among themselves; returns its content, {} where nothing can be compared with it."""
+    tokens = validation_tokens(dataset)
+    targets = recipe.evaluate.scored_targets(len(tokens))
+    counted = int(target_bytes(dataset, tokens, targets).sum())
+    evaluation = {name: repr(getattr(recipe, name)) for name in SCORING}
+    return judge_score_file(findings, folder, run, evaluation, dataset.data_hash, targets, counted)
+
+
+def judge_scoring(findings, scorer, dataset, folder, claimed, scratch, threads, full, terminal):
     """The boxed runs, two at a time, and meanwhile the probes of the packaged scorer."""
     tokens, on_gpu = validation_tokens(dataset), scorer.world.device.type == "cuda"
     text, whole = probe_text(scorer, tokens, full)
@@ -162,28 +179,48 @@ def judge_scoring(findings, scorer, dataset, folder, scratch, threads, full, ter
         "flip": other_future(text, rank_N, len(rank_N) // 2),
         "noise": noise_text(dataset.vocab, len(text) - 1, draw)[0],
     }
-    fault = sandbox_fault()
-    with ThreadPoolExecutor(1 if on_gpu else 2) as boxes:
+    fault, halt = sandbox_fault(), threading.Event()
+    with ThreadPoolExecutor(1 if on_gpu else 2) as boxes, halting(halt):
         jobs = {}
         if fault:
             for rule in ("A2", "A8", "A9", "D1", "D2", "D3", "E14"):
                 findings.untested(rule, f"the files were not run: {fault}")
         else:
             terminal.note("the submitted files run in boxes")
-            seconds = FULL_SECONDS if full else BOX_SECONDS
-            submitted = Submitted(folder, dataset, scratch, seconds, threads, on_gpu)
+            seconds = FULL_SECONDS if full or on_gpu else BOX_SECONDS  # on a GPU each run compiles first
+            submitted = Submitted(folder, dataset, scratch, seconds, threads, halt, on_gpu)
             jobs = {"pack": boxes.submit(submitted.pack), "train": boxes.submit(submitted.train, TRAIN_STEPS)}
             boxed = texts | {"score": tokens if whole else text}
-            jobs |= {name: boxes.submit(submitted.score, name, one) for name, one in boxed.items()}
+            jobs |= {
+                name: boxes.submit(submitted.score, name, one, beside_of(dataset, name, one)) for name, one in boxed.items()
+            }
         terminal.note(f"probes of the scorer on {len(text) - 1:,} of {len(tokens) - 1:,} targets")
         repeated = judge_probes(findings, scorer, text, rank_N)
         results = {name: job.result() for name, job in jobs.items()}
     if results and repeated is not None:
-        judge_results(findings, scorer, dataset, results, boxed, repeated, whole, folder)
+        machine = capability(scorer.world.device)
+        as_run = PackagedScorer(scorer.recipe, folder, scorer.world, machine) if machine.compiled else scorer
+        judge_results(findings, as_run, dataset, results, boxed, repeated, whole, claimed)
+        same = results["score"] if len(boxed["score"]) == len(text) else None
+        if same is None and findings.failed("A8"):
+            same = submitted.score("text", text)
+        if same is not None:
+            judge_boxed_future(findings, same, results["flip"], rank_N < len(rank_N) // 2, repeated.same)
     if results:
         here = f"on {device_name(scorer.world.device)}"
-        judge_pack_run(findings, *results["pack"], file_sha256(folder / PACKED), here)
-        judge_train_run(findings, *results["train"], TRAIN_STEPS)
+        validation = (*dataset.val, *dataset.byte_files)
+        judge_pack_run(findings, *results["pack"], file_sha256(folder / PACKED), here, validation)
+        judge_train_run(findings, *results["train"], TRAIN_STEPS, validation)
+
+
+@contextmanager
+def halting(halt):
+    """Sets the event when something, also Ctrl-C, breaks the block off."""
+    try:
+        yield
+    except BaseException:
+        halt.set()
+        raise
 
 
 def judge_probes(findings, scorer, text, rank_N):
@@ -202,13 +239,13 @@ def judge_probes(findings, scorer, text, rank_N):
         findings.untested("C3", f"in {len(text) - 1:,} targets nothing was learned yet; --full takes more")
     if repeated is not None:
         tail = recipe.evaluate.multiple_of - 1
-        judge_coverage(findings, repeated.nats_N, len(text) - 1, traced.scored_N, None, traced.dropped, tail)
+        judge_coverage(findings, repeated.nats_N, len(text) - 1, traced.scored_N, traced.dropped, tail)
     judge_sum(findings, lambda wrap: scorer.passing(text, wrap=wrap)[0], recipe.mix)
     judge_bos(findings, scorer.model, vocab, bool(recipe.adapt))
     return repeated
 
 
-def judge_results(findings, scorer, dataset, results, texts, repeated, whole, folder):
+def judge_results(findings, scorer, dataset, results, texts, repeated, whole, claimed):
     """What the boxed runs gave, against the packaged scorer on the same texts."""
     words = {
         "score": "the whole validation text" if whole else f"the first {len(texts['score']) - 1:,} targets",
@@ -217,16 +254,29 @@ def judge_results(findings, scorer, dataset, results, texts, repeated, whole, fo
     }
     batch = scorer.recipe.evaluate.batch_windows  # the files know no other
     for name, where in words.items():
-        judge_score_run(findings, results[name], scorer.nats_of(texts[name], batch), repeated.same, where)
+        judge_score_run(findings, results[name], scorer.nats_of(texts[name], batch), repeated.same, where, dataset.train)
     judge_boxed_noise(findings, results["noise"], texts["noise"], scorer.recipe.model.vocab)
     if whole:
-        judge_figure(findings, results["score"], stated(folder / SCORE))
-    if not dataset.byte_files:
+        judge_figure(findings, results["score"], claimed)
+    else:
+        for rule in ("A8", "G3"):
+            findings.untested(rule, f"the files scored {words['score']} alone, not the whole text: see --full")
+    if dataset.byte_files:
+        counted = {name: int(beside_of(dataset, name, one)[1:].sum()) for name, one in texts.items()}
+    else:
         table = dataset_bytes(dataset)
         counted = {name: int(table.of_targets(one).sum()) for name, one in texts.items()}
-        judge_bytes_counted(findings, [(results[name], counted[name], words[name]) for name in words])
+    judge_bytes_counted(findings, [(results[name], counted[name], words[name]) for name in words])
     if results["score"].nats_N is not None:
         judge_code_run(findings, results["score"].boxed)
+
+
+def beside_of(dataset, name, text):
+    """Bytes that each token of a boxed text stands for, int [N + 1], where the data bring their own counts of them: those of
+    the validation text, which "score" begins with, and 1 for each token of another. None where they do not."""
+    if not dataset.byte_files:
+        return None
+    return joined_shards(dataset.byte_files)[: len(text)] if name == "score" else np.ones(len(text), np.uint16)
 
 
 def probe_text(scorer, tokens, full):
@@ -235,8 +285,6 @@ def probe_text(scorer, tokens, full):
     evaluation, total = scorer.recipe.evaluate, len(tokens) - 1
     most, allowed = (FULL_TARGETS, 20 * PASS_SECONDS) if full else (PROBE_TARGETS, PASS_SECONDS)
     size = min(total, max(2 * evaluation.windows.length, 4 * evaluation.multiple_of))
-    if scorer.machine.compiled:
-        scorer.nats_of(tokens[: size + 1])
     while True:
         begin = time.perf_counter()
         scorer.nats_of(tokens[: size + 1])

@@ -165,7 +165,8 @@ def _train_to_the_end(world, folder, recipe, dataset, trainer, clock, threads, t
     if any(not path.exists() for path in dataset.val) or not dataset.val:
         terminal.note("no validation shards: the weights are not scored")
     else:
-        plain, found = pass_plans(recipe)[0], {}
+        # Weights are scored by themselves: mixers come with the packed file.
+        plain, found = replace(pass_plans(recipe)[0], mix=()), {}
         scoring = Scoring(model, machine, dataset, clock, world)
         for name, tensors in [("weights", None), *others]:
             if tensors is not None:

@@ -17,11 +17,12 @@ from fairway.sites import StreamSite
 
 REPOSITORY = Path(__file__).parents[2]
 README = (REPOSITORY / "README.md").read_text()
-COMMANDS = re.findall(r"\bfairway ((?:demo|recipes|plan|data|train|pack|score|ablate)\b[^`#;&\n]*)", README)
+COMMANDS = re.findall(r"\bfairway ((?:demo|recipes|plan|data|train|pack|score|ablate|audit|review)\b[^`#;&\n]*)", README)
 
 
 def test_the_readme_shows_every_command():
-    assert {command.split()[0] for command in COMMANDS} >= {"recipes", "plan", "data", "train", "pack", "score", "ablate"}
+    wanted = ["recipes", "plan", "data", "train", "pack", "score", "ablate", "audit", "review"]
+    assert {command.split()[0] for command in COMMANDS} >= set(wanted)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

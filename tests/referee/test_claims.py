@@ -55,6 +55,11 @@ def test_a_headline_that_no_log_shows_fails(tmp_path, bpb):
     assert failed(judged(tmp_path, CORE | {"val_bpb": bpb})) == {"G3", "S8"}
 
 
+def test_claims_under_another_name_are_held_to_the_logs(tmp_path):
+    (tmp_path / "results.json").write_text(json.dumps(CORE | {"val_bpb": 0.9}))
+    assert failed(judged(tmp_path)) == {"G3", "S8"}
+
+
 def test_a_headline_of_the_unquantised_model_fails(tmp_path):
     findings = judged(tmp_path, CORE | {"val_bpb": 1.02})
     assert failed(findings) == {"G3", "S8"}

@@ -1,20 +1,23 @@
 """Small scripts that are run as black boxes: the broken condition is named, and nothing else fails."""
 
+import math
+import socket
 from types import SimpleNamespace
 
 import pytest
 
+from fairway.problem import Problem
 from fairway.referee.blackbox import kept_files, plain_digest, vocabulary
-from fairway.referee.dynamic import judge_dynamic, judge_network
+from fairway.referee.dynamic import judge_dynamic
 from fairway.referee.folder import read_folder
-from fairway.referee.heard import Event
+from fairway.referee.heard import Event, judge_network
 from fairway.referee.rules import read_policy
 from fairway.referee.sandbox import sandbox_fault
 from fairway.referee.script import read_script
 from fairway.referee.verdict import Findings
 
 TOY = """
-import glob, math, os, zlib
+import glob, math, os, time, zlib
 import numpy as np
 import sentencepiece
 
@@ -80,7 +83,7 @@ def judged(folder, source, seconds=60.0):
     """{rule: [verdicts]} and the rows of a folder with that script."""
     (folder / "train_gpt.py").write_text(source)
     found, findings = read_folder(folder), Findings(read_policy())
-    judge_dynamic(findings, found, read_script(found, "train_gpt.py"), seconds=seconds)
+    judge_dynamic(findings, found, read_script(found, "train_gpt.py"), lambda line: None, seconds)
     return {row["rule"]: row["verdict"] for row in findings.rows}, findings.rows
 
 
@@ -118,6 +121,29 @@ def test_what_is_broken_is_named_and_nothing_else(tmp_path, place, text, broken)
     assert failed(verdicts) == broken, [row for row in rows if row["verdict"] == "FAIL"]
 
 
+def test_a_check_on_training_text_is_no_score_of_the_validation_text(tmp_path):
+    check = "print(f'sanity: fits 400 train tokens, loss 0.{time.time_ns() % 9973} (bpb 0.3912)')\nval = load("
+    verdicts, rows = judged(tmp_path, TOY.replace("val = load(", check))
+    assert failed(verdicts) == set() and verdicts["C2"] == "PASS", rows
+
+
+def test_bytes_in_too_few_digits_are_not_tested(tmp_path):
+    verdicts, rows = judged(tmp_path, TOY.replace("8f", "1f"))
+    assert verdicts["M1"] == "NOT TESTED" and failed(verdicts) == set(), rows
+
+
+def test_a_part_that_is_made_out_to_be_all_is_no_full_coverage(tmp_path):
+    part = "p = np.tile(p[: len(p) // 4], 4)"
+    verdicts, rows = judged(tmp_path, TOY.replace("# scored", part))
+    assert failed(verdicts) == {"D7"}, rows
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, math.nan, math.inf])
+def test_no_time_is_the_user_s_mistake(tmp_path, seconds):
+    with pytest.raises(Problem, match="seconds is no time"):
+        judged(tmp_path, TOY, seconds)
+
+
 def test_a_script_that_needs_what_is_not_here_is_not_tested_with_its_last_words(tmp_path):
     verdicts, rows = judged(tmp_path, "raise RuntimeError('CUDA is required')")
     assert set(verdicts.values()) == {"PASS", "NOT TESTED"} and verdicts["G6"] == "NOT TESTED"
@@ -127,6 +153,12 @@ def test_a_script_that_needs_what_is_not_here_is_not_tested_with_its_last_words(
 def test_a_script_that_cannot_start_on_any_machine_fails(tmp_path):
     verdicts, _ = judged(tmp_path, "import os\nprint(undefined_name)")
     assert verdicts["G6"] == "FAIL" and failed(verdicts) == {"G6"}
+
+
+def test_a_sibling_that_a_newer_python_may_read_is_not_failed(tmp_path):
+    (tmp_path / "core.py").write_text('names = {}\nprint(f"{names["a"]}")\n')
+    verdicts, rows = judged(tmp_path, "import runpy\nrunpy.run_path('core.py')\n")
+    assert verdicts["G6"] == "NOT TESTED", rows
 
 
 def test_a_script_that_never_ends_is_stopped_and_not_tested(tmp_path):
@@ -145,24 +177,27 @@ def test_figures_that_are_no_numbers_hurt_nobody(tmp_path):
     assert "C1" in verdicts and "M1" in verdicts
 
 
-def lab_with(*events):
-    boxed = SimpleNamespace(events=tuple(Event(0.1, 2, *event) for event in events))
-    return SimpleNamespace(trials=[SimpleNamespace(boxed=boxed)])
-
-
 @pytest.mark.parametrize(
     ("event", "verdict"),
     [
         (("connect", "('127.0.0.1', 29500)"), "PASS"),
         (("connect", "('93.184.216.34', 443)"), "FAIL"),
         (("connect", "name huggingface.co 443"), "FAIL"),
+        (("connect", "('2606:4700:4700::1111', 443, 0, 0)"), "FAIL"),
+        (("connect", "('10.127.0.5', 80)"), "FAIL"),
+        (("connect", "name localhost.example.org 80"), "FAIL"),
+        (("connect", "('::1', 80, 0, 0)"), "PASS"),
+        (("connect", f"name {socket.gethostname()} 29500"), "PASS"),
+        (("connect", "name None 0"), "PASS"),
+        (("connect", "\0listener-12-0"), "PASS"),
+        (("connect", "/tmp/pymp-x/listener"), "PASS"),
         (("run", "wget https://example.org/w.bin"), "FAIL"),
         (("run", "python worker.py --port 80"), "PASS"),
     ],
 )
 def test_the_network_is_what_lies_outside_of_this_machine(event, verdict):
     findings = Findings(read_policy())
-    judge_network(findings, lab_with(event))
+    judge_network(findings, [Event(0.1, 2, *event)], "a run")
     assert [row["verdict"] for row in findings.rows] == [verdict]
 
 

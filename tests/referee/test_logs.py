@@ -153,3 +153,75 @@ def test_a_log_of_many_lines_keeps_bounded_lists(tmp_path):
 def test_printed_figures_keep_their_digits():
     assert Printed("1.0810").unit == pytest.approx(1e-4) and Printed("15,990,000") == 15_990_000
     assert Printed("5e-2").unit == pytest.approx(1e-2)
+
+
+@pytest.mark.parametrize("front", ["2026-04-20 10:00:01,007 - INFO - trainer - ", "trainer - INFO - ", "INFO:trainer:", ""])
+def test_loggers_put_their_name_before_a_line_or_not(tmp_path, front):
+    lines = [
+        "val_tokens: 62,021,632",
+        "step 6123/20000 | val_loss 1.9 | val_bpb 1.2 | train_time 616.0s",
+        "hessian collection took 4.70 s",
+        "final sliding | val_loss = 1.905120 | val_bpb = 1.128320 | took 212.4 s",
+    ]
+    log = log_of(tmp_path, *(front + line for line in lines))
+    assert (log.val_tokens, log.train_seconds, log.hessian_seconds, log.steps) == (62_021_632, 616.0, 4.7, 6123)
+    assert (log.headline.name, log.headline.seconds) == ("final sliding", 212.4)
+
+
+def test_a_log_of_json_objects_tells_steps_and_seconds(tmp_path):
+    log = log_of(
+        tmp_path,
+        '{"event": "config", "train_shards": 80, "val_tokens": 62021632}',
+        '{"event": "train", "step": 6123, "loss": 2.2, "train_time_ms": 616000.0}',
+        '{"event": "eval", "stage": "final", "step": 6123, "val_loss": 1.9, "val_bpb": 1.1, "seconds": 200.5}',
+    )
+    assert (log.train_seconds, log.steps, log.val_tokens) == (616.0, 6123, 62_021_632)
+    assert (log.headline.name, log.headline.seconds) == ("eval final", 200.5)
+
+
+def test_a_log_in_sentences_is_read(tmp_path):
+    log = log_of(
+        tmp_path,
+        "Reading 80 training shards and 62,021,632 validation tokens.",
+        "Finished training at step 6123 after 616.00 seconds.",
+        "Artifact: 15,712,345 bytes of weights + 4,840 bytes of code = 15,717,185 bytes.",
+        "Final score: 1.128320 bits per byte (1.905120 nats per token) in 212.4 seconds.",
+    )
+    assert (log.val_tokens, log.train_seconds) == (62_021_632, 616.0)
+    assert (log.model_bytes, log.code_bytes, log.total_bytes) == (15_712_345, [(4840, 3)], 15_717_185)
+    stage = log.headline
+    assert (stage.name, stage.bpb.text, stage.nats.text, stage.seconds) == ("Final score", "1.128320", "1.905120", 212.4)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "training and evaluation took 830.0 s",
+        "training shards were loaded in 830 s",
+        "training time budget: 830 s",
+        "trained tokenizer, training set written after 830 s",
+    ],
+)
+def test_seconds_of_other_work_are_no_training(tmp_path, line):
+    assert log_of(tmp_path, "step:10/10 train_time:599000ms", line).train_seconds == 599.0
+
+
+@pytest.mark.parametrize("line", ["a gain of 0.0040 bpb for 3 seeds", "it is 0.0030 nats and 0.0012 bpb better: gain"])
+def test_gains_in_words_are_no_score(tmp_path, line):
+    log = log_of(tmp_path, "final val_loss:2.0 val_bpb:1.1", line)
+    assert log.headline.bpb.text == "1.1"
+
+
+def test_a_table_of_stages_is_read_and_one_of_seeds_is_not(tmp_path):
+    log = log_of(
+        tmp_path,
+        "| stage     | loss   | bpb    | seconds |",
+        "|-----------|--------|--------|---------|",
+        "| pre-quant | 1.9001 | 1.1201 | 90.0    |",
+        "| sliding   | 1.9051 | 1.1283 | 688.0   |",
+        "",
+        "seed   val_bpb",
+        "7      1.2283",
+    )
+    assert (log.headline.name, log.headline.bpb.text, log.headline.nats.text) == ("sliding", "1.1283", "1.9051")
+    assert log.headline.seconds == 688.0 and [one.name for one in log.stages if one.diagnostic] == ["pre-quant"]

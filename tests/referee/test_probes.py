@@ -224,7 +224,6 @@ def test_what_looks_ahead_and_saves_on_noise_is_no_matter_of_its_sum():
         ({"targets": 13, "dropped": 3, "tail": 3}, None),
         ({"targets": 13, "dropped": 3, "tail": 2}, "left out"),
         ({"times_N": np.array([1, 1, 2, *[1] * 7])}, "target 2 2 times"),
-        ({"total": 20.1}, "reported is 20.1"),
         ({"nats_N": np.array([2.0] * 9 + [np.inf])}, "target 9 has no finite cost"),
     ],
 )

@@ -136,6 +136,23 @@ def test_a_stub_that_runs_a_file_that_is_not_there_fails(script_of):
     assert failed(judged(*script_of('exec(open("real_train.py").read())\n', real_train_dot_py=PLAIN))) == set()
     made = 'open("made.py", "w").write("x = 1")\nexec(open("made.py").read())\n'
     assert failed(judged(*script_of(made))) == set()
+    joined = 'import os\nexec(open(os.path.join(os.path.dirname(__file__), "there.py")).read())\n'
+    assert failed(judged(*script_of(joined))) == {"G6"}
+
+
+@pytest.mark.parametrize(
+    "run", ["exec(compile(s, 'impl.py', 'exec'), {})", "code = compile(s, 'impl.py', 'exec')\nexec(code)"]
+)
+def test_the_name_that_a_text_is_compiled_under_is_no_file_that_it_runs(script_of, run):
+    assert failed(judged(*script_of(packed(PLAIN, run)))) == set()
+
+
+def test_what_writes_the_artifact_gives_the_kernels_before_it_no_source(script_of):
+    pack = "from pathlib import Path\n\n\ndef pack(blob):\n    Path('model.bin').write_bytes(blob)\n"
+    assert failed(judged(*script_of(packed(KERNEL + pack)))) == {"G6"}
+    giver = "import linecache\n\nlinecache.cache['<string>'] = 0, None, [], '<string>'\n"
+    findings = judged(*script_of(packed(giver + KERNEL + PLAIN)))
+    assert failed(findings) == set() and "whether this runs" in rows(findings, "G6")[-1]["evidence"]
 
 
 def test_a_wrapper_that_is_longer_than_the_kernel_is_deep_is_left_to_the_run(script_of):

@@ -111,3 +111,11 @@ def test_p_values_are_those_of_the_textbook():
     assert better_by([-3.0, -2.0, -1.0], [0.0], 0.0) == pytest.approx(0.5 - t / (2 * math.sqrt(2 + t * t)))
     assert better_by([1.0, 2.0, 3.0], [1.0, 2.0, 3.0], 0.0) == pytest.approx(0.5)
     assert better_by([1.0, 1.0], [2.0], 0.5) == 0.0 and better_by([1.0, 1.0], [2.0], 1.5) == 1.0
+
+
+def test_a_setting_that_is_the_seed_under_another_name_may_differ(tmp_path):
+    for seed in (7, 21, 99):
+        write(tmp_path, seed, extra=[f"rng={seed} width=512"])
+    assert verdicts(judged(tmp_path))["S3"] == "PASS"
+    write(tmp_path, 99, extra=["rng=21 width=512"])
+    assert verdicts(judged(tmp_path))["S3"] == "FAIL"

@@ -8,7 +8,7 @@ import pytest
 
 from fairway.data.tokenizer import load_tokenizer
 from fairway.referee.streams import (
-    SURE,
+    ONE_IN_A_MILLION,
     balanced_law,
     doubled_law,
     foreign_law,
@@ -60,7 +60,7 @@ def test_the_floor_is_the_entropy_of_the_free_tokens(alphabet):
     stream = noise_stream(alphabet, wide_law(alphabet), 5000, 2)
     free = int((stream.tokens[1:] != 1).sum())
     assert stream.entropy() == pytest.approx(free * math.log(len(alphabet.plain)) / 5000)
-    assert stream.floor() == pytest.approx(stream.entropy() - SURE / 5000)
+    assert stream.floor() == pytest.approx(stream.entropy() - ONE_IN_A_MILLION / 5000)
     assert stream.floor(tail=500) <= stream.floor()
     assert noise_stream(alphabet, doubled_law(alphabet), 5000, 2).entropy() < 0.51 * stream.entropy()
 

@@ -22,7 +22,7 @@ def judged(path, policy="as-practised", script=None):
     logs = [read_log(folder, name) for name in folder.logs()]
     if script is None and folder.has("train_gpt.py"):
         script = read_script(folder, "train_gpt.py")
-    judge_logs(findings, folder, logs)
+    judge_logs(findings, logs, claims)
     judge_sizes(findings, folder, logs, script)
     judge_seeds(findings, logs, claims)
     judge_claims(findings, folder, logs, claims)

@@ -288,6 +288,14 @@ class MadeUpDamperModule(ResidualPart):
         return d_BTD * self.factor_L[layer].to(d_BTD.dtype)
 
 
+def test_weights_are_scored_without_the_mixers_of_a_recipe_whose_windows_lie_side_by_side(fairway_here, tiny_data, tmp_path):
+    out = tmp_path / "run"
+    mixed = ("mix=(TokenTilt(),)", "evaluate.windows=NonOverlapping(length=32)")
+    code, _, errors = fairway_here(*train_arguments(tiny_data, out, *mixed, steps=2))
+    assert code == 0, errors
+    assert json.loads((out / "run.json").read_text())["bpb"].keys() == {"weights"}
+
+
 def test_a_made_up_technique_trains_and_packs_with_nothing_but_its_place_in_a_recipe(fairway_here, tiny_data, tmp_path):
     run = tmp_path / "run"
     setting = "model.residual=(ResidualMix(), LayerScale(), MadeUpDamper(factor=0.25))"

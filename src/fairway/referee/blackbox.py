@@ -22,7 +22,7 @@ from .logs import Log, read_log
 from .sandbox import Boxed, Limits, clear_box, run_boxed
 from .streams import noise_stream, noise_tokenizer, read_alphabet
 
-TRAIN_TOKENS, TRAIN_SHARDS = 131_072, 2
+TRAIN_TOKENS = 131_072
 SEQUENCE = 256  # what scripts that ask their environment are told to train on
 TRAIN_SEED = 17
 VAL_FILE, TRAIN_FILES = "fineweb_val_000000.bin", ("fineweb_train_000000.bin", "fineweb_train_000001.bin")
@@ -63,11 +63,6 @@ class Trial:
         """Seconds at which files with these last names were opened for reading."""
         return [one.seconds for one in self.boxed.events if one.kind == "read" and Path(one.what).name in names]
 
-    def last_words(self):
-        """The end of what it printed, on one line."""
-        lines = [line.strip() for line in self.boxed.output.splitlines() if line.strip()]
-        return " / ".join(lines[-3:])[-300:] or "it printed nothing"
-
     def artifacts(self):
         """The files that were written and then read back."""
         return [one for one in self.kept if one.read_back is not None]
@@ -88,6 +83,11 @@ class Laboratory:
     variants: tuple
     originals: dict = field(default_factory=dict)
     trials: list = field(default_factory=list)
+    forgotten: set = field(default_factory=set)
+
+    def events(self):
+        """What all runs were seen to do."""
+        return [one for trial in self.trials for one in trial.boxed.events]
 
     def left(self):
         """Seconds left for runs."""
@@ -109,7 +109,7 @@ class Laboratory:
             self.lay_data(data, law, stream)
             self.copy_folder(work)
             # The first run may take half of the time; where it takes more, there is too little left to compare it with.
-            limits = Limits(seconds=min(self.left(), 0.5 * self.left() if not self.trials else self.left()))
+            limits = Limits(seconds=self.left() * (1.0 if self.trials else 0.5))
             boxed = run_boxed(
                 self.command,
                 work,
@@ -122,11 +122,22 @@ class Laboratory:
             found = self.written_files(work)
             (seen / RUN_LOG).write_text(boxed.output + written_score(work))
             log = read_log(read_folder(seen), RUN_LOG)
+            log.stages = self.remembered(log)
             trial = Trial(label, law, stream, boxed, log, kept_files(boxed.events, found))
         finally:
             clear_box(place)
         self.trials.append(trial)
         return trial
+
+    def forget(self, names):
+        """Drops stages of these names, whatever their numbers, from the logs of all runs, those to come too."""
+        self.forgotten |= {without_numbers(name) for name in names}
+        for trial in self.trials:
+            trial.log.stages = self.remembered(trial.log)
+
+    def remembered(self, log):
+        """The stages of a log that are not to be forgotten."""
+        return [one for one in log.stages if without_numbers(one.name) not in self.forgotten]
 
     def lay_data(self, data, law, stream):
         """The data folder of a run, by the contest's names and by a manifest."""
@@ -239,6 +250,11 @@ def laboratory(folder, script, note, seconds):
         alphabet = replace(read_alphabet(root / "tokenizer.model"), salt=zlib.crc32(script.text.encode()))
         deadline = time.monotonic() + seconds
         yield Laboratory(folder, script, root, note, deadline, alphabet, environment, command, variants)
+
+
+def without_numbers(name):
+    """A name with its numbers made one sign: those that a run measured stand in it."""
+    return re.sub(r"\d+(?:\.\d+)?", "#", name)
 
 
 def vocabulary(script):

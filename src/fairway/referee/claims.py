@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from statistics import mean, pstdev, stdev
 
 from .agree import CODE_KEYS, agrees, byte_figures, matches, other_stage, seed_logs, unless_missing
+from .folder import standing_for
 from .logs import Printed, distinct_stages, eval_seconds
 from .readme import MOST_README, Readme, judge_readme, read_readme
+from .rules import OVERSHOOT
 
 MOST_JSON = 1 << 20
 SEED_KEYS = ("seed_results", "seeds", "results", "per_seed", "seed_runs", "runs")
@@ -43,15 +45,12 @@ class Claims:
 def read_claims(folder):
     """The Claims of a folder. Whatever is broken is a fault, never an error."""
     claims = Claims()
-    files = [entry.name for entry in folder.entries if entry.kind == "file" and "/" not in entry.name]
-    names = [name for name in files if re.fullmatch(r"(?i)submission[\w.-]*\.json", name)]
-    if names:
-        claims.name = min(names, key=lambda name: (name != "submission.json", name))
-        _read_submission(claims, folder.text(claims.name, MOST_JSON))
-    readmes = [name for name in files if re.fullmatch(r"(?i)readme(\.md|\.txt)?", name)]
-    if readmes:
-        name = min(readmes, key=lambda name: (name != "README.md", name))
-        claims.readme = read_readme(name, folder.text(name, MOST_README))
+    stated, told = standing_for(folder, "submission.json"), standing_for(folder, "README.md")
+    if stated and stated.kind == "file":
+        claims.name = stated.name
+        _read_submission(claims, folder.text(stated.name, MOST_JSON))
+    if told and told.kind == "file":
+        claims.readme = read_readme(told.name, folder.text(told.name, MOST_README))
     return claims
 
 
@@ -146,24 +145,19 @@ def judge_headline(findings, logs, claims):
     measured = [log.headline.bpb for log in logs]
     shown = f"{mean(map(float, measured)):.8g} over {len(logs)} logs"
     stages = f"last stage of each log: {', '.join(sorted({log.headline.name for log in logs}))}"
-    how = matches(claimed, measured)
-    if how in ("mean", "a seed"):
-        for rule in ("G3", "S8"):
-            findings.say(rule, True, claimed.text, shown, claimed.unit, f"{where}: {how} of the {stages}")
-        return
+    how, other = matches(claimed, measured), other_stage(claimed, logs, "bpb")
     if how == "subset":
-        findings.say("S8", None, claimed.text, shown, claimed.unit, f"{where}: the mean of some of the logs only")
-        return findings.say("G3", None, claimed.text, shown, claimed.unit, f"{where}: the mean of some of the logs only")
-    other = other_stage(claimed, logs, "bpb")
-    if other and not other[1]:
-        findings.say("S8", True, claimed.text, shown, claimed.unit, f"{where}: of the stage {other[0]}, not the {stages}")
-        return findings.say("G3", True, claimed.text, shown, claimed.unit, f"{where}: of the stage {other[0]}")
-    evidence = f"{where}: of {other[0]}, which is no score of the artifact; {stages}" if other else f"{where}; {stages}"
-    holds = unless_missing(False, logs, claims)
+        holds, why = None, "the mean of some of the logs only"
+    elif how:
+        holds, why = True, f"{how} of the {stages}"
+    elif other and not other[1]:
+        holds, why = True, f"of the stage {other[0]}, not the {stages}"
+    else:
+        holds = unless_missing(False, logs, claims)
+        why = f"of {other[0]}, which is no score of the artifact; {stages}" if other else stages
+        why += "; a log is missing" if holds is None else ""
     for rule in ("G3", "S8"):
-        findings.say(
-            rule, holds, claimed.text, shown, claimed.unit, evidence if holds is False else f"{evidence}; a log is missing"
-        )
+        findings.say(rule, holds, claimed.text, shown, claimed.unit, f"{where}: {why}")
 
 
 def judge_means(findings, logs, claims):
@@ -250,8 +244,8 @@ def judge_promises(findings, logs, claims):
     cap, limit = findings.limit("A1"), findings.policy.rules["T1"].default
     checks = (
         ("three_seeds", len({log.name if log.seed is None else log.seed for log in logs}), 3, False),
-        ("train_under_600s", max(seconds, default=None), limit + 0.2, True),
-        ("eval_under_600s", max(scoring, default=None), limit + 0.2, True),
+        ("train_under_600s", max(seconds, default=None), limit + OVERSHOOT, True),
+        ("eval_under_600s", max(scoring, default=None), limit + OVERSHOOT, True),
         ("artifact_under_16mb", max(totals, default=None), cap, True),
     )
     for key, measured, wanted, below in checks:

@@ -10,11 +10,22 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from ..problem import Problem
-from .blackbox import SEQUENCE, TRAIN_FILES, VAL_FILE, laboratory
-from .heard import reached_out
+from .blackbox import SEQUENCE, TRAIN_FILES, VAL_FILE, laboratory, without_numbers
+from .facts import NATIVE_NAMES
+from .heard import judge_network
 from .logs import read_log
 from .sandbox import sandbox_fault
-from .streams import SURE, balanced_law, doubled_law, foreign_law, narrow_law, noise_stream, repeated_stream, wide_law
+from .script import NEW_SYNTAX
+from .streams import (
+    ONE_IN_A_MILLION,
+    balanced_law,
+    doubled_law,
+    foreign_law,
+    narrow_law,
+    noise_stream,
+    repeated_stream,
+    wide_law,
+)
 
 TARGETS, SHORT_TARGETS = 32_768, 2_048  # multiples of every usual sequence length: nobody's tail is cut
 TAIL = 1024  # targets at the end that floors and byte counts allow to be missing
@@ -22,11 +33,11 @@ SPANS = ((12_000, 15_276), (29_493, 32_769))  # a tenth in the middle and the la
 FITTED = 0.005  # nats a target: ten times what chance moves between 16 ids drawn and permuted
 NEAR = 0.1  # of the entropy: a script that stands further above it could hide a leak there
 BYTES_OFF, FINE, GROSS = 0.001, 0.0002, 0.1  # of the count: what M1 forgives; what is looked into; what a sample never is
+VAGUE = 0.01  # of the count: what is printed in so few digits proves nothing
 LEAST_MOVED, SURELY_MOVED = 0.75, 0.9  # of the way that the mean nats go when all of some other tokens are counted
 DYNAMIC_RULES = ("G6", "C1", "C2", "C3", "C4", "D1", "A9", "D2", "D3", "D7", "M1", "M2", "M7", "A2", "A8")
 EVERYWHERE = ("SyntaxError", "IndentationError", "TabError", "NameError", "UnboundLocalError")  # fail on any machine
-ADDRESS = r"\b(?:https?|ftp|s3|gs|ssh|git)://(?!localhost|127\.)|\bgit@"
-CODE_ENDINGS = (".py", ".pyc", ".pyx", ".so", ".c", ".cc", ".cpp", ".cu", ".cuh", ".h", ".sh")
+CODE_ENDINGS = (".py", ".pyc", ".sh", *NATIVE_NAMES)
 
 
 @dataclass(frozen=True)
@@ -41,9 +52,10 @@ class Reading:
     slack: float
 
 
-def judge_dynamic(findings, folder, script, note=None, seconds=300.0):
+def judge_dynamic(findings, folder, script, note, seconds):
     """Runs the script of a folder on noise in the sandbox, for about `seconds` in all, and says what was measured."""
-    note = note or (lambda line: None)
+    if not 0 < seconds < math.inf:
+        raise Problem(f"{seconds} seconds is no time for runs; give a number above 0")
     fault = sandbox_fault()
     if fault:
         return say_untested(findings, DYNAMIC_RULES, fault)
@@ -71,7 +83,7 @@ def judge_runs(findings, lab):
     if wide is None:
         return say_untested(findings, DYNAMIC_RULES, "no time was given")
     if not readings(wide):
-        judge_network(findings, lab)
+        judge_network(findings, lab.events(), "trace of runs without network")
         return say_unusable(findings, wide)
     judge_end(findings, wide)
     judge_files(findings, lab, wide)
@@ -93,7 +105,11 @@ def judge_runs(findings, lab):
         trial = lab.run(label, law, shown)
         if trial is not None and (shown is None or readings(trial)):
             runs[name] = trial
-    judge_network(findings, lab)
+    if "absent" in runs:
+        # What is printed without validation too is of something else (a check on training text), unless it is the score.
+        score = without_numbers(headline_of(wide).name)
+        lab.forget({one.name for one in runs["absent"].log.stages if without_numbers(one.name) != score})
+    judge_network(findings, lab.events(), "trace of runs without network")
     tainted = judge_artifact(findings, lab, runs)
     judge_floor(findings, lab, runs, tainted)
     judge_bytes_and_coverage(findings, lab, runs)
@@ -148,9 +164,10 @@ def say_unusable(findings, trial):
     """Nothing was printed that could be judged."""
     boxed = trial.boxed
     how = f"stopped: limit of {boxed.stopped}" if boxed.stopped else f"exit code {boxed.code}"
-    reason = f"its run on synthetic data printed no loss ({how}, {boxed.seconds:.0f} s): {trial.last_words()}"
-    last = next((line for line in reversed(boxed.output.splitlines()) if line.strip()), "")
-    if boxed.code and last.strip().startswith(EVERYWHERE):
+    reason = f"its run on synthetic data printed no loss ({how}, {boxed.seconds:.0f} s): {boxed.last_words()}"
+    lines = [line for line in boxed.output.splitlines() if line.strip()] or [""]
+    last, newer = lines[-1], "SyntaxError" in lines[-1] and any(re.search(NEW_SYNTAX, line) for line in lines[-4:-1])
+    if boxed.code and last.strip().startswith(EVERYWHERE) and not newer:
         findings.say("G6", False, last.strip(), "it runs", evidence=reason)
     else:
         findings.untested("G6", reason)
@@ -164,21 +181,7 @@ def judge_end(findings, trial):
     if boxed.code == 0:
         findings.say("G6", True, "exit code 0", "exit code 0", evidence=where)
     else:
-        findings.untested("G6", f"{where}, but exit code {boxed.code} ({boxed.stopped}): {trial.last_words()}")
-
-
-def judge_network(findings, lab):
-    """D3: no address was connected to or looked up, but for this machine's own."""
-    events = [one for trial in lab.trials for one in trial.boxed.events]
-    outside = reached_out(events)
-    outside += [one for one in events if one.kind == "run" and re.search(ADDRESS, one.what)]
-    if outside:
-        where = f"tried {outside[0].what} {outside[0].seconds:.1f} s after its start"
-        findings.say("D3", False, f"{len(outside)} attempts", "none", evidence=where)
-    elif lab.trials[0].boxed.events:
-        findings.say("D3", True, "0 attempts", "none", evidence="trace of a run without network")
-    else:
-        findings.untested("D3", "its run left no trace")
+        findings.untested("G6", f"{where}, but exit code {boxed.code} ({boxed.stopped}): {boxed.last_words()}")
 
 
 def judge_files(findings, lab, trial):
@@ -230,19 +233,15 @@ def judge_siblings(findings, lab, trial):
 
 def judge_against_logs(findings, lab, total, shown):
     """A2 where the run prints no code size: what ran beside the model that the folder's own logs tell of."""
-    told = [sizes_told(read_log(lab.folder, name)) for name in lab.folder.logs()]
-    model, code = (int(max((pair[place] or 0 for pair in told), default=0)) for place in (0, 1))
+    logs = [read_log(lab.folder, name) for name in lab.folder.logs()]
+    model = max((log.model_bytes or 0 for log in logs), default=0)
+    code = max((size for log in logs for size, _ in log.code_bytes), default=0)
     if model and 0 < code < total:
         whole, cap = model + total, findings.limit("A1")
         where = f"{total:,} bytes of code ran ({shown}); the logs count {code:,} beside a model of {model:,}"
         findings.say("A2", whole <= cap, whole, cap, 0, where)
     else:
         findings.untested("A2", f"ran: {shown}; neither the run nor a log says what it counts as code")
-
-
-def sizes_told(log):
-    """(model bytes, most code bytes) of a log, None where it does not say."""
-    return log.model_bytes, max((size for size, _ in log.code_bytes), default=None)
 
 
 # What the artifact depends on
@@ -332,7 +331,7 @@ def judge_floor(findings, lab, runs, tainted):
     shown = {
         "measured": worst.nats,
         "expected": f"at least {trial.stream.entropy():.6f}",
-        "tolerance": SURE / trial.stream.targets + worst.unit,
+        "tolerance": ONE_IN_A_MILLION / trial.stream.targets + worst.unit,
     }
     what = f"{worst.name or 'its loss'} on {trial.label} of {trial.stream.targets:,} targets"
     blamed, why = attributed(lab, runs, trials, broken, name, tainted)
@@ -356,7 +355,7 @@ def say_above(findings, trials):
         reading, least = headline_of(trial), trial.stream.floor()
         where = f"no stage of {len(trials)} runs is below; nearest: {reading.name} on {trial.label}"
         if over[name] <= NEAR:
-            findings.say(rule, True, reading.nats, f"at least {least:.6f}", SURE / trial.stream.targets, where)
+            findings.say(rule, True, reading.nats, f"at least {least:.6f}", ONE_IN_A_MILLION / trial.stream.targets, where)
         else:
             findings.say(rule, None, reading.nats, f"at least {least:.6f}", "", f"{where}: too far above to tell")
 
@@ -469,7 +468,9 @@ def judge_bytes_and_coverage(findings, lab, runs):
     elif partial:
         say_untested(findings, ("M1", "M2"), f"{measured}, by the table {expected}: not all targets are scored{where}")
     else:
-        findings.say("M1", True, measured, expected, BYTES_OFF, "bytes a target that nats and bpb imply")
+        fine = max(headline_of(trial).slack for trial in trials.values()) <= VAGUE
+        said = "bytes a target that nats and bpb imply" + ("" if fine else ", in too few digits to tell")
+        findings.say("M1", True if fine else None, measured, expected, BYTES_OFF, said)
         everything = bool({"patched", "foreign"} & set(trials))
         why = "pieces, ASCII bytes and two-byte characters" if everything else "no run had characters of several bytes"
         findings.say("M2", True if everything else None, measured, expected, BYTES_OFF, why)
@@ -547,7 +548,7 @@ def say_coverage(findings, lab, share, moved, where):
     why = f"what the score counts of two tenths of other tokens, one in the middle and one at the end{where}"
     if (share is not None and not whole(lab, share)) or (moved is not None and moved < LEAST_MOVED) or where:
         findings.say("D7", False, shown, 1, "a tail of one sequence", why)
-    elif share is None and (moved is None or moved < SURELY_MOVED):
+    elif moved is None or (share is None and moved < SURELY_MOVED):  # bytes may be counted of all, nats of a part
         findings.untested("D7", f"{why}: {shown or 'no runs with other tokens that tell'}")
     else:
         findings.say("D7", True, shown, 1, "a tail of one sequence", why)

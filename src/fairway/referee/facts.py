@@ -6,14 +6,11 @@ import fnmatch
 import posixpath
 import sys
 
-CODE_NAMES = (
-    ".py", ".pyw", ".pyx", ".pyd", ".pyc", ".c", ".cc", ".cpp", ".cxx", ".cu", ".cuh", ".h", ".hpp", ".so", ".a", ".o",
-    ".dll", ".dylib", ".rs", ".go", ".ptx", ".cubin", ".sh", ".zip", ".pyz", ".whl", ".jl", ".lua", ".wasm",
-)  # fmt: skip
 NATIVE_NAMES = (
     ".c", ".cc", ".cpp", ".cxx", ".cu", ".cuh", ".h", ".hpp", ".so", ".a", ".o", ".dll", ".dylib", ".rs", ".ptx", ".cubin",
     ".pyx", ".pyd", ".wasm",
 )  # fmt: skip
+CODE_NAMES = (*NATIVE_NAMES, ".py", ".pyw", ".pyc", ".go", ".sh", ".zip", ".pyz", ".whl", ".jl", ".lua")
 NO_CODE = ("README.md", "submission.json")
 # Last words of calls that run or load what they are given: any file, or one that is called code.
 LOADERS = (

@@ -304,14 +304,9 @@ def is_tokenizer(name):
 
 def judge_required(findings, folder):
     """G1: one verdict for each file that is missing or empty, or one for all of them."""
-    top = {one.name: one for one in folder.entries if "/" not in one.name}
     there, notes, faults = {}, [], []
     for name in ("README.md", "submission.json", "train_gpt.py"):
-        found = top.get(name) or next((one for one in top.values() if one.name.lower() == name.lower()), None)
-        if found is None and name == "submission.json":
-            found = next((one for one in folder.files() if is_claim(folder, one)), None)
-        if found is None and name == "README.md":
-            found = next((one for one in top.values() if one.name.lower().startswith("readme")), None)
+        found = standing_for(folder, name)
         if found is None:
             others = [one for one in folder.scripts() if "/" not in one][:5] if name == "train_gpt.py" else []
             faults.append(f"no {name}" + (f"; there is {', '.join(others)}" if others else ""))
@@ -335,6 +330,17 @@ def judge_required(findings, folder):
         findings.say("G1", False, there, "README.md, submission.json, train_gpt.py, a log", evidence=fault)
     if not faults:
         findings.say("G1", True, there, evidence="; ".join(notes) or f"{len(logs)} logs")
+
+
+def standing_for(folder, name):
+    """The Entry at the top that is, or stands for, README.md, submission.json or train_gpt.py; None."""
+    top = {one.name: one for one in folder.entries if "/" not in one.name}
+    found = top.get(name) or next((one for one in top.values() if one.name.lower() == name.lower()), None)
+    if found is None and name == "submission.json":
+        found = next((one for one in folder.files() if is_claim(folder, one)), None)
+    if found is None and name == "README.md":
+        found = next((one for one in top.values() if one.name.lower().startswith("readme")), None)
+    return found
 
 
 def is_claim(folder, entry):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 EVENT_KINDS = ("read", "write", "remove", "rename", "connect", "run", "load", "step")
 MOST_EVENTS = 200_000
 LONGEST_EVENT = 65_536  # bytes of one line
+ADDRESS = r"\b(?:https?|ftp|s3|gs|ssh|git)://(?!localhost|127\.)|\bgit@"
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,26 @@ class Event:
     what: str
 
 
-def reached_out(events):
-    """Of a box's events, the connections and lookups that were meant for other machines."""
-    own = rf"127\.|::1|localhost|0\.0\.0\.0|^/|^'?\\x00|^b'|^name (None|''|b'')|^name '?{re.escape(socket.gethostname())}"
-    return [event for event in events if event.kind == "connect" and not re.search(own, event.what)]
+def judge_network(findings, events, where):
+    """D3 of what boxes did: no connection or lookup was meant for another machine, and no command names one."""
+    outside = [one for one in events if one.kind == "connect" and is_elsewhere(one.what)]
+    outside += [one for one in events if one.kind == "run" and re.search(ADDRESS, one.what)]
+    if outside:
+        tried = f"{where}: tried {outside[0].what} {outside[0].seconds:.1f} s after its start"
+        findings.say("D3", False, f"{len(outside)} attempts", "none", evidence=tried)
+    elif events:
+        findings.say("D3", True, "0 attempts", "none", evidence=where)
+    else:
+        findings.untested("D3", f"{where}: no trace was left")
+
+
+def is_elsewhere(address):
+    """Whether an address or a lookup, as inside.py spells them, is of another machine; sockets with a path or without a
+    host are of this one."""
+    found = re.match(r"\(['\"]([^'\"]*)|name (\S*)", address)
+    host = (found[1] or found[2] or "") if found else ""
+    own = r"127(\.\d+){3}|(::ffff:)?(127|0)\.0\.0\.\d|::1?|localhost(\.localdomain)?|None|"
+    return not re.fullmatch(own, host) and host.partition(".")[0] != socket.gethostname().partition(".")[0]
 
 
 class KeptOutput:

@@ -153,7 +153,7 @@ def unpacked_pieces(kind, chunks):
     """Pieces of a packed stream of that kind."""
     if kind == "gzip":
         return zlib_pieces(chunks, 31)
-    return {"xz": xz_pieces, "bz2": bz2_pieces, "zstd": zstd_pieces}[kind](chunks)
+    return {"xz": xz_pieces, "bz2": bz2_pieces, "zstd": zstd_pieces, "brotli": brotli_pieces}[kind](chunks)
 
 
 def unpacked_size(file, most, depth=6):

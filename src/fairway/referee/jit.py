@@ -15,7 +15,7 @@ READERS = ("triton.jit", "triton.runtime.jit", "triton.runtime.jit.jit", "torch.
 
 def judge_kernels(findings, script):
     """G6: kernels that are compiled from their source, in a text that `exec` gets and that stands in no file (#1523)."""
-    if script.tree is None or not script.executed or names_in((*script.shells, script.tree)) & set(SOURCE_GIVERS):
+    if script.tree is None or not script.executed or names_in(script.shells) & set(SOURCE_GIVERS):
         return
     tree, doubts = script.others[0], []
     # A function's place in the text is looked up in the wrapper's file: beyond its end nothing is found.
@@ -24,7 +24,9 @@ def judge_kernels(findings, script):
         kernel = source_reader(tree, node)
         if kernel and not tree.is_dead(node):
             reason = f"line {node.lineno} of the unpacked text: {kernel} looks up its function's source; exec() leaves none"
-            if runs_at_import(tree, node) and node.lineno > longest:
+            # What comes after a kernel (the writing of the artifact) gives it no source; what comes before may.
+            before = [one for one in script.tree.body if one.lineno < node.lineno]
+            if runs_at_import(tree, node) and node.lineno > longest and not names_in(before) & set(SOURCE_GIVERS):
                 return findings.say("G6", False, kernel, "a text in a file or in linecache", evidence=reason)
             doubts.append(reason)
     if doubts:

@@ -11,17 +11,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from .inflate import (
-    ARCHIVE_ERRORS,
-    Oversize,
-    bounded,
-    brotli_pieces,
-    bz2_pieces,
-    xz_pieces,
-    zip_members,
-    zlib_pieces,
-    zstd_pieces,
-)
+from .inflate import ARCHIVE_ERRORS, Oversize, bounded, unpacked_pieces, xz_pieces, zip_members, zlib_pieces
 
 MOST_A_LAYER, MOST_IN_ALL = 64 << 20, 128 << 20  # bytes that a decoder may give
 MOST_STEPS, DEEPEST_CALL = 400_000, 12
@@ -173,10 +163,8 @@ def unpack(kind, data, options):
         pieces = xz_pieces([data], options.get("format", first if isinstance(first, int) else lzma.FORMAT_AUTO), filters)
     elif kind == "zlib":
         pieces = zlib_pieces([data], options.get("wbits", first if isinstance(first, int) else zlib.MAX_WBITS))
-    elif kind == "gzip":
-        pieces = zlib_pieces([data], 31)
     else:
-        pieces = {"bz2": bz2_pieces, "brotli": brotli_pieces, "zstd": zstd_pieces}[kind]([data])
+        pieces = unpacked_pieces(kind, [data])
     return bounded(pieces, MOST_A_LAYER)
 
 

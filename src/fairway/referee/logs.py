@@ -17,14 +17,22 @@ CLOCK = (
     r"^(?:\[?\d{4}-\d\d-\d\d[ T][\d:.,]+(?:Z|[+-]\d\d:?\d\d)?\]?|\[?\d\d:\d\d:\d\d[\d.,]*\]?|[IWE]\d{4} \S+ \d+ \S+\])"
     r"[\s|:-]*"
 )
-SPEAKER = r"^(?:\[(?:rank)?\s*\d+\]|\[?rank\s*\d+\]?|\[?(?:INFO|DEBUG|WARNING)\]?)[\s|:-]*"
+# Ranks; the level of a logger, its name before it or, where no figure follows, after it.
+SPEAKER = (
+    r"^(?:\[(?:rank)?\s*\d+\]|\[?rank\s*\d+\]?"
+    r"|(?:[\w.]{1,40} - )?\[?(?:INFO|DEBUG|WARNING)\]?"
+    r"(?: - [\w.]{1,40} - (?!(?i:val|bpb|loss|nats))|:[\w.]{1,40}:(?=\S))?)[\s|:-]*"
+)
 COLOUR = r"\x1b\[[0-9;]*[A-Za-z]"
 # name : number unit; a name begins where no name is going on, so that a long line is searched once.
 PAIR = (
     r"(?<![\w./+-])([A-Za-z_][\w./+-]*)(?:\s*\([^()]{0,40}\))?\s*[:=]\s*"
-    r"([-+]?(?:\d[\d,_]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(ms|secs?|seconds|s|m|min|bytes)?(?![\w.])"
+    r"([-+]?(?:\d[\d,_]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(?:(ms|secs?|seconds|s|m|min|bytes)(?!\s*[:=]))?(?![\w.])"
 )
 BARE = r"(?i)(?<![\w./+-])((?:val[_ ])?bpb|val[_ ]loss)\s+(?:of\s+|is\s+)?(\d+\.\d+)(?![\w.])()"
+# A score in words; only both of them on one line are one.
+SAID_BITS = r"(?i)(?<![\w.+-])(\d+\.\d+)\s*(?:bits?[ /]+(?:per[ /]+)?byte|bpb)\b"
+SAID_NATS = r"(?i)(?<![\w.+-])(\d+\.\d+)\s*nats?\b"
 STEP = r"(?i)^(?:\W*(?:step|iter|iteration)s?\s*[:=#]?\s*\d+|\d+\s*/\s*\d+)\b"
 PROGRESS = (
     r"(?i)\d+\s*/\s*\d+|\d\s*%|(?:chunk|batch|doc|window)s?\s*[\[:#=]?\s*\d+(?!\w)"
@@ -35,7 +43,10 @@ COMPARED = (
     r"|baseline|record|reference|previous|prev|prior|best|vs|budget|limit)(?![a-z])"
 )
 DIAGNOSTIC = r"(?i)(?<![a-z])(?:diagnostics?|diag|debug|pre-?_?quant\w*|unquanti[sz]ed|raw)(?![a-z])"
-TAKES = r"(?i)(?:\b(?:in|took|after)|time|elapsed|seconds|[:=(])\s*[:=]?\s*(\d[\d,]*(?:\.\d+)?)\s*(ms|s|secs?|seconds)\b"
+TAKES = (
+    r"(?i)(?:\b(?:in|took|after)|time|elapsed|seconds|[:=(])\s*[:=]?\s*"
+    r"(\d[\d,]*(?:\.\d+)?)\s*(ms|s|secs?|seconds)\b(?!\s*[:=])"
+)
 PLANNED = r"(?i)reserv|budget|\bcap\b|limit|effective|remaining|\best\b|estimat"
 HESSIAN = r"(?i)hessian|calibrat"
 PACKING = r"(?i)quanti[sz]|gptq|compress|seriali[sz]|\bpack|brotli|zstd|lzma|lrzip|\bprun"
@@ -52,10 +63,19 @@ NAMED_MODEL_BYTES = r"(?i)(?<![\w])(?:model|artifact|blob|compressed_model)_byte
 TOTAL_BYTES = r"(?i)total[ _]+(?:submission|artifact|bytes)(?:[ _]+size)?([^:=]*)[:=]\s*(\d[\d,_]*)"
 CODE_BYTES = r"(?i)(?<![\w])code(?:[ _]+(?:size|bytes))([^:=\d]*)[:=]\s*(\d[\d,_]*)"
 VAL_TOKENS = r"(?i)(?<![\w])val(?:idation)?[_ ]tokens\s*[:=]\s*(\d[\d,_]*)"
+SAID_VAL_TOKENS = r"(?i)(?<![\w.,/])(\d[\d,_]*)\s+val(?:idation)?[_ ]tokens\b(?!\s*[:=])"
 VAL_LOADER = r"(?i)val_loader\b.{0,400}\btokens\s*[:=]\s*(\d[\d,_]*)"
 VAL_BYTES = r"(?i)(?<![\w])(?:(?:total_)?(?:val|eval|text|scored)_bytes(?:_total)?)\s*[:=]\s*(\d[\d,_]*)"
 SCORED_TOKENS = r"(?i)(?<![\w])(?:(?:target|scored|evaluated)_tokens|tokens_scored)\s*[:=]\s*(\d[\d,_]*)"
-TRAINED = r"(?i)\btrain(?:ing)?[_ ]time\s*[:=]?\s*(\d[\d,]*(?:\.\d+)?)\s*(ms|s|secs?|seconds)\b"
+TRAINED = (
+    r"(?i)\btrain(?:ing)?[_ ]time\s*[:=]?\s*(\d[\d,]*(?:\.\d+)?)\s*(ms|s|secs?|seconds)\b"
+    r"|\btrain(?:ing)?_(?:time_|(?=s))(ms|s|secs?|seconds)\s*[:=]\s*(\d[\d,]*(?:\.\d+)?)(?![\w.])"
+)
+# Only words that say that it has ended stand between: other work may be timed with it.
+SAID_TRAINED = (
+    r"(?i)\btrain(?:ing|ed)(?:[ ,:]+(?:is|was|has|finished|done|complete|completed|ended|stopped|at|for|after|in|steps?"
+    r"|updates|iterations|\d[\d,]*)){0,8}[ ,:]+(?:took|for|after|in)\s+(\d[\d,]*(?:\.\d+)?)\s*(ms|s|secs?|seconds)\b"
+)
 DATA_TEXT = r"(?i)fineweb\w*|sp\d{3,6}\b|caseops|datasets[/\\]+datasets"
 
 
@@ -130,6 +150,10 @@ class Log:
         """Where a figure was read, for evidence."""
         return f"{self.name}:{self.lines[what]}" if what in self.lines else self.name
 
+    def counted_code(self):
+        """Bytes of code that it counts: a compressed copy's where it tells of one; None where it tells nothing."""
+        return self.compressed_code_bytes or (self.code_bytes[-1][0] if self.code_bytes else None)
+
     def after(self):
         """The stages after training that are no diagnostics."""
         return [stage for stage in self.stages if not stage.during and not stage.diagnostic]
@@ -137,10 +161,11 @@ class Log:
 
 def read_log(folder, name):
     """The Log of a file of a folder. Reads any text without an error; what it does not say is None."""
-    log = Log(name)
+    log, header = Log(name), []
     for number, line in enumerate(folder.lines(name), 1):
         text = cleaned(line[:LINE_CUT])
         if text:
+            header, text = table_row(header, text)
             _read_line(log, number, text)
     last = log.lines.get("training", 0)
     log.stages = [replace(stage, during=stage.during or stage.line <= last) for stage in log.stages]
@@ -212,10 +237,28 @@ def cleaned(line):
             return text
         if isinstance(record, dict):
             names = [str(record.pop(key)) for key in ("event", "stage", "name", "phase", "tag") if key in record]
+            if "step" in record and not any("val" in key or "bpb" in key for key in record):
+                names.insert(0, f"step:{record.pop('step')}")
             return " ".join(
                 [*names, *(f"{key}:{value}" for key, value in record.items() if not isinstance(value, (dict, list)))]
             )
     return text.replace('"', "").replace("'", "")
+
+
+def table_row(header, text):
+    """([titles of the table that goes on after this line], the line; a row of it as `title:cell` words, its name first)."""
+    if "bpb" in text or "bits" in text or header:
+        cells = [cell for cell in re.split(r"\s*[|\t]\s*|\s{2,}", text.strip("| ")) if cell]
+        titles = [re.sub(r"\W+", "_", cell.lower()).strip("_") for cell in cells]
+        if len(cells) > 1 and any((_metric(one) or ("",))[0] == "bpb" for one in titles) and not re.search(r"\d", text):
+            # A table of seeds sums up several runs.
+            return ([] if {"seed", "run"} & set(titles) else titles), text
+        if header and re.fullmatch(r"[\s|:+=-]*", text):
+            return header, text
+        if len(cells) == len(header):
+            first = cells[0] if not re.fullmatch(r"\d+", cells[0]) else f"{header[0]}:{cells[0]}"
+            return header, " ".join([first, *(f"{title}:{cell}" for title, cell in zip(header[1:], cells[1:], strict=True))])
+    return [], text
 
 
 def _read_line(log, number, text):
@@ -248,8 +291,18 @@ def has(text, *words):
 def _line_pairs(text):
     """[(name, number's text, unit, place)] of a line."""
     found = [(*one.groups(), one.start()) for one in re.finditer(PAIR, text)]
-    metric = any(_metric(name) for name, *_ in found)
-    return found if metric else found + [(*one.groups(), one.start()) for one in re.finditer(BARE, text)]
+    if any(_metric(name) for name, *_ in found):
+        return found
+    bits, nats = re.search(SAID_BITS, text), re.search(SAID_NATS, text)
+    if (
+        bits
+        and nats
+        and not re.search(COMPARED, text)
+        and not re.search(r"(?i)\b(?:better|worse|lower|higher|saved)\b", text)
+    ):
+        found += [("val_bpb", bits[1], "", bits.start()), ("val_nats", nats[1], "", nats.start())]
+        return sorted(found, key=lambda one: one[3])
+    return found + [(*one.groups(), one.start()) for one in re.finditer(BARE, text)]
 
 
 def _metric(name):
@@ -275,6 +328,8 @@ def _stages(text, pairs, number, is_step):
     name = re.sub(r"[\s:=|,;()\[\]{}*>-]+$", "", re.sub(r"\s+", " ", re.sub(PAIR, " ", front))).strip(" :=|,;([{*>-")[:80]
     name = text[:40].split()[0] if is_step else name
     seconds = [_seconds(value, unit or key) for key, value, unit, _ in pairs if _is_duration(key)]
+    if not seconds and not is_step and not re.search(TRAINED, text):
+        seconds = [_seconds(*found) for found in re.findall(TAKES, text)]
     tokens = [_whole(value) for key, value, _, _ in pairs if key.lower() in ("tokens", "scored_tokens", "target_tokens")]
     found = {}
     for _, kind, rest, value in metrics:
@@ -338,8 +393,7 @@ def _read_step(log, number, text):
     log.lines["training"] = number
     if found:
         log.steps = int(found[1])
-    if (found := re.search(TRAINED, text)) and (seconds := _seconds(found[1], found[2])) is not None:
-        _keep_longest(log, "train_seconds", seconds, number)
+    _read_trained(log, number, text)
     if found := re.search(r"(?i)step_avg\s*[:=]\s*(\d+(?:\.\d+)?)", text):
         log.step_ms = _number(found[1])
 
@@ -369,6 +423,14 @@ def _read_sizes(log, number, text):
             _keep_figure(log, what, _whole(found[2]), number)
     if found := re.search(NAMED_MODEL_BYTES, text):
         _keep_figure(log, "model_bytes", _whole(found[1]), number)
+    whole = [_whole(one) or 0 for one in re.findall(r"(?<![\w.,])\d[\d,_]{2,20}(?![\w.])", text)[:4]]
+    told = log.lines.get("total_bytes") == number or "code" not in text.lower()
+    if not told and len(whole) == 3 and whole[0] + whole[1] == whole[2]:
+        # Whatever they are called: two sizes and their sum.
+        _keep_figure(log, "model_bytes", max(whole[:2]), number)
+        _keep_figure(log, "total_bytes", whole[2], number)
+        if (min(whole), number) not in log.code_bytes:
+            log.code_bytes.append((min(whole), number))
 
 
 def _keep_figure(log, what, value, number):
@@ -394,7 +456,10 @@ def _read_counts(log, number, text, pairs):
     for key, value, _, _ in pairs:
         if what := plain.get(key.lower()):
             _keep_figure(log, what, _whole(value), number)
-    for what, pattern in (("val_tokens", VAL_TOKENS), ("val_tokens", VAL_LOADER), ("val_bytes", VAL_BYTES)):
+    counts = (
+        ("val_tokens", VAL_TOKENS), ("val_tokens", VAL_LOADER), ("val_tokens", SAID_VAL_TOKENS), ("val_bytes", VAL_BYTES),
+    )  # fmt: skip
+    for what, pattern in counts:
         if found := re.search(pattern, text):
             _keep_figure(log, what, _whole(found[1]) or None, number)
     if found := re.search(SCORED_TOKENS, text):
@@ -413,7 +478,15 @@ def _read_times(log, number, text):
         log.prepared[re.sub(r"[\d.]+", "#", text)[:80]] = (seconds, number)
     elif re.search(PACKING, text) and "training" in log.lines:
         _keep_longest(log, "pack_seconds", seconds, number)
-    elif found := re.search(TRAINED, text):
+    else:
+        _read_trained(log, number, text)
+
+
+def _read_trained(log, number, text):
+    """Seconds of training: the most that a line tells."""
+    if found := re.search(TRAINED, text):
+        _keep_longest(log, "train_seconds", _seconds(found[1] or found[4], found[2] or found[3]), number)
+    elif found := re.search(SAID_TRAINED, text):
         _keep_longest(log, "train_seconds", _seconds(found[1], found[2]), number)
 
 

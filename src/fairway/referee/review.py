@@ -7,6 +7,8 @@ import multiprocessing
 import resource
 from pathlib import Path
 
+import psutil
+
 from ..problem import Problem
 from .claims import judge_claims, read_claims
 from .dynamic import judge_dynamic
@@ -56,7 +58,7 @@ def static_rows(folder, policy, record):
     if script is not None:
         judge_script(findings, found, script)
         judge_match(findings, script, logs)
-    judge_logs(findings, found, logs)
+    judge_logs(findings, logs, claims)
     judge_sizes(findings, found, logs, script)
     judge_seeds(findings, logs, claims, record)
     judge_claims(findings, found, logs, claims)
@@ -86,7 +88,8 @@ def read_apart(folder, policy, record):
 
 def send_rows(pipe, folder, policy, record):
     """In the process that reads: sends rows."""
-    resource.setrlimit(resource.RLIMIT_AS, (READ_MEMORY, READ_MEMORY))
+    most = psutil.Process().memory_info().vms + READ_MEMORY  # libraries for GPUs take address space without end
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
     try:
         pipe.send(static_rows(folder, policy, record))
     except Problem as problem:

@@ -53,6 +53,11 @@ class Boxed:
     output: str
     events: tuple[Event, ...]
 
+    def last_words(self):
+        """The end of what it printed, on one line."""
+        lines = [line.strip() for line in self.output.splitlines() if line.strip()]
+        return " / ".join(lines[-3:])[-300:] or "it printed nothing"
+
 
 def sandbox_fault():
     """Why no sandbox can be had on this machine, in one line, or None. Tries a box once; takes about 0.1 s."""
@@ -64,13 +69,14 @@ def sandbox_fault():
     return None if boxed.code == 0 else f"no sandbox here: `true` ended with {boxed.code} ({boxed.output.strip()[:200]})"
 
 
-def run_boxed(command, work, shared=None, limits=None, environment=None, silence_steps=False, devices=False):
+def run_boxed(command, work, shared=None, limits=None, environment=None, silence_steps=False, devices=False, halt=None):
     """Runs `command` (a list; a first word "python" is this interpreter) in a box and returns its Boxed.
 
     `work`: folder that is /box/work inside, writable, and where the command starts; a superuser's box hands it to the user
     nobody. `shared`: {name: host path} that are /box/<name>, read-only. `environment`: {name: value}, the only variables
     besides PATH, HOME, USER, LANG, OMP_NUM_THREADS and Python's own. `silence_steps`: torch optimizers do nothing from the
-    moment on at which a file of more than 1 kB that the box wrote is read back. `devices`: NVIDIA GPUs are there.
+    moment on at which a file of more than 1 kB that the box wrote is read back. `devices`: NVIDIA GPUs are there. `halt`: a
+    threading.Event by which another thread stops the box ("halt").
 
     Raises Problem where no box can be had. Whatever ends this call, also Ctrl-C, ends everything inside.
     """
@@ -96,7 +102,7 @@ def run_boxed(command, work, shared=None, limits=None, environment=None, silence
         (scratch / "walls").write_text(text)  # a file: what is on a command line can be read inside
         trace = os.open(scratch / "trace", os.O_RDWR | os.O_NONBLOCK)
         try:
-            return follow(start_box(tools, scratch / "walls"), trace, limits, work)
+            return follow(start_box(tools, scratch / "walls"), trace, limits, work, halt)
         finally:
             os.close(trace)
 
@@ -182,7 +188,7 @@ def start_box(tools, script):
     return process, heard
 
 
-def follow(started, trace, limits, work):
+def follow(started, trace, limits, work, halt=None):
     """Reads everything that a box says until it ends or breaks a limit; returns its Boxed. Leaves nothing alive."""
     process, heard = started
     output, events = KeptOutput(limits.output), KeptEvents()
@@ -196,6 +202,7 @@ def follow(started, trace, limits, work):
             while process.poll() is None and not stopped:
                 listen(ears, TICK)
                 stopped = "time" if time.monotonic() - begin > limits.seconds else watch.broken()
+                stopped = "halt" if halt and halt.is_set() else stopped
             seconds = time.monotonic() - begin
         finally:
             end_box(process, ears)

@@ -21,6 +21,7 @@ from .facts import (
     source_of,
     used_files,
 )
+from .folder import is_python
 from .hints import HINT, give_hints, judge_dependencies
 from .jit import judge_kernels
 from .unwrap import parsed, unwrap
@@ -80,7 +81,7 @@ def read_script(folder, name):
             imports[module] = imports.get(module, True) and guarded
         settings |= {key: value for key, value in settings_of(seen).items() if key not in settings}
     own = {posixpath.splitext(other)[0] for other in names if "/" not in other and other.endswith((".py", ".so", ".pyd"))}
-    own |= {"", *top_folders(names)}
+    own |= {"", *(other.partition("/")[0] for other in names if "/" in other and other.endswith(".py"))}
     imports = {module: guarded for module, guarded in imports.items() if module.split(".")[0] not in own}
     entry = folder.entry(name)
     words, fragments = known_words(folder, name, one.text, trees)
@@ -102,11 +103,6 @@ def beside(folder, script, path):
     return None
 
 
-def top_folders(names):
-    """Folders at the top that hold Python: packages of the folder's own."""
-    return {name.partition("/")[0] for name in names if "/" in name and name.endswith(".py")}
-
-
 def collect(folder, name, names, trees):
     """([Tree] of the script and of what it uses, names of the files used, faults): files are followed to what they use."""
     found, used, faults = [Tree(one) for one in trees if one is not None], [], []
@@ -119,7 +115,7 @@ def collect(folder, name, names, trees):
             faults.append(f"uses more than {MOST_SIBLINGS} files of the folder; no more are followed")
             break
         used.append(other)
-        if other.lower().endswith((".py", ".pyw")):
+        if is_python(other):
             data = folder.data(other, MOST_SCRIPT)
             inner = unwrap(data, posixpath.basename(other), lambda path: beside(folder, name, path))
             below, error = parsed(inner.text)
@@ -165,10 +161,21 @@ def missing_files(folder, name, trees):
                 continue
             if called_name(node) not in ("exec", "runpy.run_path", "run_path"):
                 continue
-            files = {one for one in tree.texts(node.args[0], 1) if re.fullmatch(r"[\w.-]+\.py", one)}
+            files = {one for one in opened_texts(tree, node) if re.fullmatch(r"[\w.-]+\.py", one)}
             if len(files) == 1 and not files & here and not written:
                 found.append(files.pop())
     return tuple(found)
+
+
+def opened_texts(tree, node):
+    """Texts that name what a call runs: its first argument's; of `exec` those that are opened: compile() only labels."""
+    if called_name(node) != "exec":
+        return tree.texts(node.args[0], 1)
+    first = node.args[0]
+    places = [first, *(tree.bound.get(first.id, ()) if isinstance(first, ast.Name) else ())]
+    calls = [one for place in places for one in ast.walk(place) if isinstance(one, ast.Call) and one.args]
+    opening = [one for one in calls if called_name(one).rpartition(".")[2] in ("open", "Path")]
+    return set().union(*(tree.texts(one.args[0], 1) for one in opening), ())
 
 
 def runs_always(tree, node):

@@ -85,7 +85,12 @@ def comparable_settings(logs):
             own = re.search(rf"(?:^|[_\W])(?:{PER_RUN})(?:$|[_\W])", name.lower())
             if not own and name not in COUNTED and re.fullmatch(NUMBER_OR_SWITCH, value):
                 found.setdefault(name, []).append((log.name, value))
-    return {name: values for name, values in found.items() if len(values) > 1}
+    seeds = {log.name: str(log.seed) for log in logs}
+    return {
+        name: values
+        for name, values in found.items()
+        if len(values) > 1 and not all(value == seeds[log] for log, value in values)  # the seed under another name
+    }
 
 
 def judge_same_settings(findings, logs):

@@ -1,13 +1,17 @@
 """What a run folder states (run.json, ledger.json, score.json) against its files: bytes, seconds, hashes, figures."""
 
+import json
+import math
 from pathlib import Path
 
-from ..files import file_sha256, read_json
+from ..files import file_sha256
 from ..problem import Problem
-from ..runfolder import LEDGER, PACKED, PROGRAM, READABLE, SCORE
+from ..runfolder import LEDGER, PACKED, PROGRAM, READABLE, RUN, SCORE
+from .folder import read_folder
+from .rules import OVERSHOOT
 
-CLOCK_SLACK = 0.2  # seconds by which a step may overshoot the cap: merged logs stop at up to 600.14 s
 CONTEST = "8 H100"
+PRINTED_ALIKE = 1e-9  # relative: figures that were printed in full
 
 
 def judge_bytes(findings, folder):
@@ -44,29 +48,29 @@ def judge_clock(findings, folder, run):
     contest = size == 8 and ("H100" in device or "H200" in device)
     where = f"on {size} x {device}"
 
-    def clocked(rule, seconds, slack, evidence):
-        if seconds is None:
-            findings.untested(rule, f"{evidence}: not in run.json or score.json")
-        elif seconds > limit + slack and not contest:
+    def clocked(rule, seconds, evidence):
+        if seconds is None or seconds < 0:
+            findings.untested(rule, f"{evidence}: no time of it in run.json or score.json")
+        elif seconds > limit + OVERSHOOT and not contest:
             findings.untested(rule, f"{evidence}: {seconds:.1f} s {where}; the limit is for {CONTEST}")
         else:
-            findings.say(rule, seconds <= limit + slack, round(seconds, 3), limit, slack, f"{evidence} {where}")
+            findings.say(rule, seconds <= limit + OVERSHOOT, round(seconds, 3), limit, OVERSHOOT, f"{evidence} {where}")
 
     train = number(phases.get("train"))
-    clocked("T1", train, CLOCK_SLACK, "the training loop, compilation apart")
+    clocked("T1", train, "the training loop, compilation apart")
     parts = ["train", "calibrate"] + ["quantise", "encode"] * (findings.limit("T2") == "packed")
     known = [number(phases.get(name)) for name in parts]
-    clocked("T2", None if None in known else sum(known), CLOCK_SLACK, " + ".join(parts))
+    clocked("T2", None if None in known else sum(known), " + ".join(parts))
     stages = stated(Path(folder) / SCORE).get("stages")
     seconds = [number(one.get("seconds")) for one in stages if isinstance(one, dict)] if isinstance(stages, list) else []
     scored = seconds[-1] if seconds else None
-    clocked("T4", scored, CLOCK_SLACK, "the pass that gives the score")
-    clocked("T6", None if None in seconds or not seconds else sum(seconds), CLOCK_SLACK, f"all {len(seconds)} passes")
+    clocked("T4", scored, "the pass that gives the score")
+    clocked("T6", None if None in seconds or not seconds else sum(seconds), f"all {len(seconds)} passes")
 
 
 def number(value):
-    """A float, or None for what is no number."""
-    return float(value) if type(value) in (int, float) and abs(value) < float("inf") else None
+    """A float, or None for what is no finite number."""
+    return float(value) if type(value) in (int, float) and abs(value) < 1e300 else None
 
 
 def judge_hashes(findings, folder, run, recipe_digest, data_hash):
@@ -93,10 +97,37 @@ def judge_hashes(findings, folder, run, recipe_digest, data_hash):
         findings.untested("G3", f"{SCORE} is of other data ({score.get('data_hash')}) than these ({data_hash})")
 
 
+def judge_score_file(findings, folder, run, evaluation, data_hash, targets, counted):
+    """G3: score.json's figures against each other, run.json, and the targets and bytes that the data have. Returns its
+    content, {} where it is absent, of other data, or of another `evaluation` ({name: text}) than the files'."""
+    score = stated(Path(folder) / SCORE)
+    if not score or score.get("data_hash") != data_hash:
+        return {}
+    if score.get("evaluation") != evaluation:
+        findings.untested("G3", f"{SCORE} is of another evaluation ({score.get('evaluation')}) than {PROGRAM}'s own")
+        return {}
+    stages, bpb, nats = score.get("stages"), number(score.get("bpb")), number(score.get("nats"))
+    last = stages[-1] if isinstance(stages, list) and stages and isinstance(stages[-1], dict) else {}
+    pairs = {
+        "bpb": (bpb, None if nats is None else nats / math.log(2) / counted),
+        "tokens": (number(score.get("tokens")), targets),
+        "bytes": (number(score.get("bytes")), counted),
+        "implied_bytes": (number(score.get("implied_bytes")), counted),
+        "the last stage's bpb": (number(last.get("bpb")), bpb),
+        "run.json's bpb.packed": (number(run.get("bpb", {}).get("packed")), bpb),
+    }
+    apart = {name: one for name, one in pairs.items() if None in one or abs(one[0] - one[1]) > PRINTED_ALIKE * abs(one[1])}
+    measured, expected = ({name: one[at] for name, one in (apart or pairs).items()} for at in (0, 1))
+    where = f"{SCORE} against itself, {RUN} and the data" + (f": {len(apart)} figures do not fit" if apart else "")
+    findings.say("G3", not apart, measured, expected, f"{PRINTED_ALIKE} of it", where)
+    return score
+
+
 def stated(path):
-    """What a JSON file of a run folder holds, or {} where it is absent, broken or no object."""
+    """What a JSON file of a run folder holds, or {} where it is absent, broken, no regular file or no object."""
+    path = Path(path)
     try:
-        found = read_json(path)
-    except Problem:
+        found = json.loads(read_folder(path.parent).text(path.name))
+    except (Problem, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -8,13 +8,12 @@ import tokenize
 from keyword import iskeyword
 
 from ..data.check import CANONICAL_BYTES, CANONICAL_CASEOPS_TOKENS, CANONICAL_TOKENS
-from .claims import read_claims
 from .logs import eval_seconds, same_figures
+from .rules import OVERSHOOT
 from .script import counted_code
 
 LAUNCH_DAY_TOKENS, LAUNCH_DAY_BYTES = 63_779_840, 155_769_746  # the first export of the validation text, merged with it
 WINDOW_TAIL = 8192  # tokens that cutting the stream to whole windows may drop
-OVERSHOOT = 0.2  # s: a step that has begun is finished; merged logs reach 600.14 s
 CONTEST_SIZED = 20_000_000  # tokens: no toy has as many
 OTHER_TOKENIZER = 0.15  # two tokenizers of one size differ by less in tokens
 LEAK_TOKENS, LEAK_SHARDS = 9_662_464, 1499  # #2127: validation cut at 10,000 documents, the rest trained on
@@ -22,9 +21,9 @@ SQUEEZED = 0.8  # of what LZMA makes of a text with one-letter names: no compres
 ARTIFACT_ENDINGS = (".ptz", ".br", ".zst", ".xz", ".lzma")
 
 
-def judge_logs(findings, folder, logs):
+def judge_logs(findings, logs, claims):
     """M1, D4, D5, D7, T1, T2, T4 and T6 for every log. The track that submission.json names may have no time limit."""
-    track = str(read_claims(folder).values.get("track", ""))
+    track = str(claims.values.get("track", ""))
     untimed = track if re.search(r"(?i)non|unlimited", track) else ""
     for log in logs:
         judge_text(findings, log)
@@ -36,15 +35,9 @@ def judge_logs(findings, folder, logs):
 
 def bytes_per_token(stage):
     """(low, high) bytes a token that nats and bpb imply, within what their digits leave open; None without both."""
-    if (
-        stage is None
-        or stage.nats is None
-        or stage.bpb is None
-        or stage.bpb <= stage.bpb.unit
-        or stage.nats <= stage.nats.unit
-    ):
+    nats, bpb = (stage.nats, stage.bpb) if stage else (None, None)
+    if nats is None or bpb is None or bpb <= bpb.unit or nats <= nats.unit:
         return None
-    nats, bpb = stage.nats, stage.bpb
     return (
         (nats - nats.unit) / math.log(2) / (bpb + bpb.unit),
         (nats + nats.unit) / math.log(2) / (bpb - bpb.unit),
@@ -249,7 +242,7 @@ def judge_sizes(findings, folder, logs, script):
 def code_readings(findings, log, script, counted, least):
     """(bytes of code that count under the policy, or None; {reading: bytes}). Says A3."""
     cap, model = findings.limit("A1"), model_size(log)
-    claimed = log.compressed_code_bytes or (log.code_bytes[-1][0] if log.code_bytes else None)
+    claimed = log.counted_code()
     shipped = sum(counted.values()) or None
     readings = {"claimed": claimed, "shipped": shipped, "unpacked": script.unpacked_size if script else None}
     readings = {name: size for name, size in readings.items() if size}
@@ -307,10 +300,9 @@ def judge_counted(findings, log, script, counted, code):
     beside = {name: size for name, size in counted.items() if name != script.name}
     if not beside or model is None:
         return
-    claimed = log.compressed_code_bytes or (log.code_bytes[-1][0] if log.code_bytes else 0)
     full = model + max(sum(counted.values()), code or 0)
     evidence = f"{log.name}: model {model:,} with {', '.join(f'{name} {size:,}' for name, size in counted.items())}"
-    holds = full <= cap or (None if claimed >= sum(counted.values()) else False)
+    holds = full <= cap or (None if (log.counted_code() or 0) >= sum(counted.values()) else False)
     findings.say("A2", holds, full, f"at most {cap}", 0, evidence)
 
 

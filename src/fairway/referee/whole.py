@@ -15,7 +15,8 @@ import torch
 from ..score.history import History
 from ..score.mixing import Committed, CommittedWhole, build_mixers
 from ..score.watched import Tallies, tallied_nats
-from .probes import ONE_IN_A_MILLION, kraft_deficit
+from .probes import kraft_deficit
+from .streams import ONE_IN_A_MILLION
 
 POSITIONS = 64  # targets at which the sum is taken
 TRIED = 4  # of those, where ids are put in the token's place
@@ -43,6 +44,11 @@ class WholeCommitter:
         self.whole_PV = torch.full((chosen, self.vocab), math.nan, dtype=torch.float64)
         self.charged_P = torch.full((chosen,), math.nan, dtype=torch.float64)
         self.dtype = torch.float64
+
+    @property
+    def tolerance(self):
+        """What a sum of its probabilities may be off by."""
+        return SUM_EXACT if self.dtype == torch.float64 else SUM_SINGLE
 
     def __call__(self, batch, ids_NK, entropy=False, tensors=(), linear=None):
         given = self.commit(batch, ids_NK, entropy, tensors, linear)
@@ -102,10 +108,8 @@ class Replay:
     def whole(self, place):
         """ln p [V] that the last mixer gives all ids at a target, float64; ValueError where it answers for one id alone."""
         target = int(self.commit.chosen_P[place])
-        span, mixed = (
-            slice(target, target + 1),
-            CommittedWhole(self.commit.whole_PV[place : place + 1].to(self.stream.device)),
-        )
+        span, whole_1V = slice(target, target + 1), self.commit.whole_PV[place : place + 1]
+        mixed = CommittedWhole(whole_1V.to(self.stream.device))
         if self.entropy:
             mixed.entropy_N = self.logp_NK[span, -1]
         for _, mixer in self.mixture.mixers:
@@ -149,8 +153,6 @@ def judge_model_sum(findings, one):
     sum_P = commit.whole_PV.exp().sum(1)
     own_P1 = stream[torch.from_numpy(commit.chosen_P) + 1].long()[:, None]
     apart_P = (commit.charged_P - commit.whole_PV.gather(1, own_P1)[:, 0]).abs()
-    exact = commit.dtype == torch.float64
-    tolerance = SUM_EXACT if exact else SUM_SINGLE
     if not bool(sum_P.isfinite().all()):
         return findings.untested("C2", "not all targets that were to be looked at have been scored")
     worst = int((sum_P - 1).abs().argmax())
@@ -158,8 +160,8 @@ def judge_model_sum(findings, one):
     where += (
         f"sum over {commit.vocab:,} ids; the tokens that stand there are charged it within {float(apart_P.max()):.2g} nats"
     )
-    holds = bool(abs(float(sum_P[worst]) - 1) <= tolerance) and bool((apart_P <= SAME).all())
-    return findings.say("C2", holds, float(sum_P[worst]), 1.0, tolerance, where)
+    holds = bool(abs(float(sum_P[worst]) - 1) <= commit.tolerance) and bool((apart_P <= SAME).all())
+    return findings.say("C2", holds, float(sum_P[worst]), 1.0, commit.tolerance, where)
 
 
 def judge_mixed_sum(findings, one, mix, charged_N, seconds):
@@ -171,20 +173,15 @@ def judge_mixed_sum(findings, one, mix, charged_N, seconds):
     facts = list(tallies.summaries().values())[-1]
     if not np.allclose(again_N, charged_N, rtol=1e-5, atol=1e-5):
         return findings.untested("C2", "the mixers charge another price when they are asked again")
-    names, tolerance = (
-        " and ".join(name for name, _ in replay.mixture.mixers),
-        SUM_EXACT if commit.dtype == torch.float64 else SUM_SINGLE,
-    )
+    names, tolerance = " and ".join(name for name, _ in replay.mixture.mixers), commit.tolerance
     if "mean_z" in facts and abs(facts["mean_z"] - 1) > tolerance:
-        where = (
-            f"{names} tells the mean sum over {commit.vocab:,} ids at {facts['sampled_targets']:,} targets of this text: "
-        )
+        where = f"{names} tells the mean sum over {commit.vocab:,} ids at {facts['sampled_targets']:,} targets: "
         where += f"Z from {facts['least_z']:.6g} to {facts['greatest_z']:.6g}"
         return findings.say("C2", False, facts["mean_z"], 1.0, tolerance, where)
     try:
         whole_PV = torch.stack([replay.whole(place) for place in range(len(commit.chosen_P))])
     except ValueError as fault:
-        return judge_by_substitution(findings, one, mix, names, tolerance, seconds, str(fault))
+        return judge_by_substitution(findings, one, mix, names, seconds, str(fault))
     sum_P = whole_PV.exp().sum(1)
     worst, changed_PV = int((sum_P - 1).abs().argmax()), (whole_PV.exp() - commit.whole_PV.exp()).abs()
     places = changed_PV.sum(1).argsort(descending=True)[:TRIED].tolist()
@@ -198,19 +195,15 @@ def judge_mixed_sum(findings, one, mix, charged_N, seconds):
             nats = float(Replay(one, mix, place, token).nats()[commit.chosen_P[place]])
             apart, tried = max(apart, abs(nats + float(whole_PV[place, token]))), tried + 1
     moved = float(changed_PV.sum(1).max()) / 2
-    where = (
-        f"{names} at {len(sum_P)} targets from {commit.chosen_P[0]:,} to {commit.chosen_P[-1]:,}, sum over {commit.vocab:,} "
-    )
-    where += (
-        f"ids; mixing moves up to {moved:.3g} of the whole; {tried} ids put in the token's place are charged their share "
-    )
-    where += f"within {apart:.2g} nats"
+    where = f"{names} at {len(sum_P)} targets from {commit.chosen_P[0]:,} to {commit.chosen_P[-1]:,}, sum over "
+    where += f"{commit.vocab:,} ids; mixing moves up to {moved:.3g} of the whole; {tried} ids put in the token's place "
+    where += f"are charged their share within {apart:.2g} nats"
     if apart > SAME:
-        return judge_by_substitution(findings, one, mix, names, tolerance, seconds, where)
+        return judge_by_substitution(findings, one, mix, names, seconds, where)
     return findings.say("C2", abs(float(sum_P[worst]) - 1) <= tolerance, float(sum_P[worst]), 1.0, tolerance, where)
 
 
-def judge_by_substitution(findings, one, mix, names, tolerance, seconds, why):
+def judge_by_substitution(findings, one, mix, names, seconds, why):
     """C2 where a mixer cannot be asked for whole distributions, or charges something else: every id is put in the token's
     place, in turn, while there is time. Shares are not below 0, so a part that is above 1 already tells."""
     commit, end, rows = one.commit, time.perf_counter() + seconds, []
@@ -223,13 +216,14 @@ def judge_by_substitution(findings, one, mix, names, tolerance, seconds, why):
         rows.append((total, tried, int(commit.chosen_P[place])))
     # What is too much already; else the worst of those that are complete; else the one that is nearest to too much.
     full = [row for row in rows if row[1] == commit.vocab]
+    tolerance = commit.tolerance
     total, tried, target = min(full) if full and max(rows)[0] <= 1 + tolerance else max(rows)
     where = f"{names}: {tried:,} of {commit.vocab:,} ids put in the place of target {target:,} in turn ({why})"
     holds = False if total > 1 + tolerance or (tried == commit.vocab and total < 1 - tolerance) else True if full else None
     return findings.say("C2", holds, total, 1.0, tolerance, where)
 
 
-def judge_load(findings, mix, vocab, seconds=6.0):
+def judge_load(findings, mix, vocab, seconds):
     """C2 at the contest's load: mixers on uniform noise, beside a model that knows how many ids there are and no more.
 
     No code saves on noise (probes.judge_noise); full tables pretend to. Over all ids, then over few, as long as time lasts.
@@ -266,9 +260,9 @@ def noise_ladder(mix, vocab, kinds, seconds):
     return rows
 
 
-def judge_loaded_sum(findings, mix, vocab, targets=1 << 18):
+def judge_loaded_sum(findings, mix, vocab):
     """C2: the sum over the vocabulary at the last targets of noise over few ids, whose contexts have all come back."""
-    kinds = min(FEW, vocab)
+    kinds, targets = min(FEW, vocab), LOADS[1]
     _, mixers = mixers_on_noise(mix, vocab, kinds, targets)
     base_V = torch.where(torch.arange(vocab) < kinds, -math.log(kinds), -100.0)
     sums = []
