@@ -49,6 +49,11 @@ def test_a_figure_changed_by_hand_is_named(tmp_path, changed, name):
     assert row["rule"] == "G3" and row["verdict"] == "FAIL" and name in row["measured"]
 
 
+def test_what_is_no_probability_is_not_missed_in_run_json_and_any_other_score_is(tmp_path):
+    assert judged(tmp_path, score_file(normalised=False), packed=None)[1][0]["verdict"] == "PASS"
+    assert judged(tmp_path, score_file(normalised=True), packed=None)[1][0]["verdict"] == "FAIL"
+
+
 def test_a_score_by_another_evaluation_is_not_held_against_the_files(tmp_path):
     known, (row,) = judged(tmp_path, score_file(evaluation=EVALUATION | {"mix": "(TokenTilt(),)"}))
     assert known == {} and row["verdict"] == "NOT TESTED" and "another evaluation" in row["evidence"]

@@ -114,8 +114,9 @@ def judge_score_file(findings, folder, run, evaluation, data_hash, targets, coun
         "bytes": (number(score.get("bytes")), counted),
         "implied_bytes": (number(score.get("implied_bytes")), counted),
         "the last stage's bpb": (number(last.get("bpb")), bpb),
-        "run.json's bpb.packed": (number(run.get("bpb", {}).get("packed")), bpb),
     }
+    if score.get("normalised") is not False:  # what is no probability never becomes the run's own figure
+        pairs["run.json's bpb.packed"] = number(run.get("bpb", {}).get("packed")), bpb
     apart = {name: one for name, one in pairs.items() if None in one or abs(one[0] - one[1]) > PRINTED_ALIKE * abs(one[1])}
     measured, expected = ({name: one[at] for name, one in (apart or pairs).items()} for at in (0, 1))
     where = f"{SCORE} against itself, {RUN} and the data" + (f": {len(apart)} figures do not fit" if apart else "")
