@@ -244,3 +244,14 @@ def test_the_vocabulary_is_the_script_s_own():
     assert vocabulary(script(VOCAB_SIZE="4096")) == 4096
     assert vocabulary(script('open("./data/tokenizers/fineweb_8192_bpe.model")')) == 8192
     assert vocabulary(script(VOCAB_SIZE="99999999")) == 1024
+
+
+def test_a_folder_that_is_too_large_to_copy_is_not_run_and_says_so(tmp_path):
+    (tmp_path / "train_gpt.py").write_text("print('val_loss:1.0 val_bpb:1.0')\n")
+    with open(tmp_path / "weights.bin", "wb") as file:
+        file.truncate(600 << 20)
+    folder = read_folder(tmp_path)
+    findings = Findings(read_policy())
+    judge_dynamic(findings, folder, read_script(folder, "train_gpt.py"), lambda line: None, 60.0)
+    assert {row["verdict"] for row in findings.rows} == {"NOT TESTED"}
+    assert all("629,145,6" in row["evidence"] for row in findings.rows)

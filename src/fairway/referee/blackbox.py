@@ -17,6 +17,7 @@ import torch
 from ..data.dataset import MANIFEST, MANIFEST_FORMAT
 from ..data.shards import write_shard
 from ..files import file_sha256
+from ..problem import Problem
 from .folder import read_folder
 from .logs import Log, read_log
 from .sandbox import Boxed, Limits, clear_box, run_boxed
@@ -186,11 +187,10 @@ class Laboratory:
 
     def copy_folder(self, work):
         """A copy of the folder's regular files, and `data` as a link to the data where the folder has no such name."""
-        left = MOST_COPIED
+        total = sum(entry.size for entry in self.folder.files())
+        if total > MOST_COPIED:  # a part of it might fail for what is missing
+            raise Problem(f"the folder holds {total:,} bytes, more than the {MOST_COPIED:,} that a run is given a copy of")
         for entry in self.folder.files():
-            left -= entry.size
-            if left < 0:
-                break
             target, data = work / entry.name, self.folder.data(entry.name, most=MOST_COPIED)
             with suppress(OSError):  # a name that this file system does not take
                 target.parent.mkdir(parents=True, exist_ok=True)
