@@ -2,10 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint check clean
+.PHONY: demo demo-full test lint check clean
 
 demo: .venv/ready
 	$(BIN)/fairway demo
+
+# Three short seeds, audited, and what is made of them: comparison, record folder, review, report.
+demo-full: .venv/ready
+	$(BIN)/fairway demo --full
 
 test: .venv/ready
 	$(BIN)/python -m pytest

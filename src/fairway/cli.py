@@ -33,10 +33,14 @@ class DemoCommand(CommandBase):
     """folder for the data and the run"""
     steps: int | None = None
     """fewer steps than the recipe's, for a quick look"""
+    full: bool = False
+    """three short seeds, audited; a record folder, its review, a comparison and a report"""
 
     def run(self, terminal):
-        from .demo import print_demo, run_demo
+        from .demo import print_demo, print_full_demo, run_demo, run_full_demo
 
+        if self.full:
+            return run_full_demo(self.out, self.steps, terminal), print_full_demo
         return run_demo(self.out, self.steps, terminal), print_demo
 
 
@@ -143,23 +147,71 @@ class TrainCommand(CommandBase):
     """stop after so many seconds of training, with none reserved"""
     set: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
     """path=value ...: fields of the recipe, as in train.clip=1.0"""
+    sink: tyro.conf.UseAppendAction[tuple[tuple[Literal["tensorboard", "wandb"], ...], ...]] = ()
+    """also send the metrics there; each needs its own package"""
+    seeds: str | None = None
+    """as in 42,314,1234: a run for each, in OUT/seed42 and so on; given again, it goes on with what is missing"""
+    until: Literal["train", "pack", "score", "audit"] = "train"
+    """with --seeds: take each run up to this stage"""
+    ranks: int = 1
+    """with --seeds: processes a run, one a GPU, started by torchrun"""
+    submit: Literal["slurm", "local"] | None = None
+    """with --seeds: hand each seed to a cluster as a job, through submitit"""
+    cluster: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
+    """with --submit: parameter=value ... for submitit, as in slurm_partition=gpu timeout_min=60"""
 
     def run(self, terminal):
         from .listing import print_run
         from .stages import resume_training, train
+        from .trials.sinks import open_sinks
 
+        several = self.until != "train" or self.ranks != 1 or self.submit is not None or self.cluster
         if self.resume is not None:
-            others = (self.name, self.data, self.out, self.seed, self.steps, self.seconds, self.set or None)
-            if any(other is not None for other in others):
+            others = (self.name, self.data, self.out, self.seed, self.steps, self.seconds, self.seeds, self.set or None)
+            if any(other is not None for other in others) or several:
                 raise Problem("--resume RUN takes recipe, data, seed and budget from the run; give nothing else")
-            return resume_training(self.resume, terminal), print_run
+            with open_sinks(sum(self.sink, ()), self.resume) as watch:
+                return resume_training(self.resume, terminal, watch), print_run
         if not (self.name and self.data and self.out):
             raise Problem(
                 "give a recipe, --data FOLDER and --out RUN, or --resume RUN; as in: fairway train demo --data D --out R"
             )
+        if self.seeds is not None:
+            return self.run_seeds(terminal)
+        if several:
+            raise Problem("--until, --ranks, --submit and --cluster belong to --seeds; as in: --seeds 42,314,1234")
         seed = 42 if self.seed is None else self.seed
         refuse_seed(seed)
-        return train(self.name, self.data, self.out, seed, self.steps, self.seconds, sum(self.set, ()), terminal), print_run
+        settings = sum(self.set, ())
+        with open_sinks(sum(self.sink, ()), self.out) as watch:
+            return train(
+                self.name, self.data, self.out, seed, self.steps, self.seconds, settings, terminal, watch
+            ), print_run
+
+    def run_seeds(self, terminal):
+        from .trials.seeds import print_seeds, train_seeds
+
+        if self.seed is not None:
+            raise Problem("give --seed or --seeds, not both")
+        seeds = [int(word) if word.strip().isdecimal() else -1 for word in self.seeds.split(",")]
+        if len(set(seeds)) < len(seeds) or -1 in seeds:
+            raise Problem(
+                f"--seeds {self.seeds} takes different whole numbers with commas between; as in --seeds 42,314,1234"
+            )
+        for seed in seeds:
+            refuse_seed(seed)
+        budget = self.steps, self.seconds, sum(self.set, ())
+        how = {
+            "until": self.until, "ranks": self.ranks, "sinks": sum(self.sink, ()), "submit": self.submit,
+            "cluster": sum(self.cluster, ()),
+        }  # fmt: skip
+        return train_seeds(self.name, self.data, self.out, seeds, budget, how, terminal), print_seeds
+
+    def code(self, result):
+        from .trials.rows import at_least
+
+        behind = [row["seed"] for row in result.get("seeds", ()) if not at_least(row["reached"], self.until)]
+        return 1 if behind and self.submit is None else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,6 +339,132 @@ class ReviewCommand(CommandBase):
         return 1 if result["summary"]["fail"] else 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class SweepCommand(CommandBase):
+    """Searches fields of a recipe: trials trained with successive halving. Given again, or elsewhere too, it goes on."""
+
+    name: tyro.conf.Positional[str]
+    """a recipe's name, or a recipe.py"""
+    data: Path
+    """data folder"""
+    out: Path
+    """folder for the trials' runs and sweep.json"""
+    over: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]]
+    """path=space ...: low..high, low..high:log, or choices a|b|c; as in optim.Muon.rate=0.01..0.1:log"""
+    trials: int = 20
+    """how many, over all workers"""
+    steps: int | None = None
+    """a whole trial's steps"""
+    tokens: int | None = None
+    """a whole trial's tokens, in the place of --steps"""
+    factor: int = 3
+    """of halving: one of so many goes on at each rung, for so many times the steps"""
+    rungs: int = 3
+    """how often a trial is judged by its loss before its end; 0: every trial runs to its end"""
+    storage: str | None = None
+    """URL of a database that workers share (SQLite in OUT)"""
+    seed: int = 42
+    """of the initial weights, the same in all trials"""
+    set: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
+    """path=value ...: fields of the recipe that all trials share"""
+
+    def run(self, terminal):
+        from .trials.sweep import print_sweep, sweep
+
+        refuse_seed(self.seed)
+        return sweep(self, sum(self.over, ()), sum(self.set, ()), terminal), print_sweep
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunsCommand(CommandBase):
+    """Lists run folders, one line each: recipe, changes, data, device, bpb by stage, bytes, seconds."""
+
+    folders: tyro.conf.Positional[tuple[Path, ...]] = (Path("runs"),)
+    """run folders, or folders of them"""
+    sort: str = "began"
+    """a column to sort by; --sort=-column from the largest down"""
+    where: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
+    """column=text, "column<value" or "column>value" ...: only these"""
+    csv: Path | None = None
+    """also write the table there, as CSV"""
+
+    def run(self, terminal):
+        from .record.table import list_runs, print_runs
+
+        return list_runs(self.folders, self.sort, sum(self.where, ()), self.csv), print_runs
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareCommand(CommandBase):
+    """Whether one set of runs is better than another, or than a record: means, intervals, p, margins in three units."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """scored run folders, or folders of them"""
+    against: tyro.conf.UseAppendAction[tuple[tuple[Path, ...], ...]] = ()
+    """the run folders to compare with"""
+    record: tyro.conf.UseAppendAction[tuple[tuple[float, ...], ...]] = ()
+    """bpb of a record, or of each of its seeds, to compare with"""
+
+    def run(self, terminal):
+        from .record.compare import compare, print_comparison
+
+        return compare(self.runs, sum(self.against, ()), sum(self.record, ())), print_comparison
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportCommand(CommandBase):
+    """One HTML page of runs: losses, bpb by stage, bytes, seconds, verdicts, seeds, the recipe. Needs no network."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """run folders, or folders of them"""
+    out: Path
+    """the page to write, as in report.html"""
+    against: tyro.conf.UseAppendAction[tuple[tuple[Path, ...], ...]] = ()
+    """run folders to compare with"""
+
+    def run(self, terminal):
+        from .record.report import print_report_place, write_report
+
+        return write_report(self.runs, sum(self.against, ()), self.out), print_report_place
+
+
+Allowed = Literal["recipes", "code", "data", "cap", "time", "seeds", "audit"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordCommand(CommandBase):
+    """Writes the folder that the contest takes from audited runs of several seeds; refuses what the rules would."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """scored and audited run folders, one a seed, or a folder of them"""
+    out: Path
+    """the folder to write"""
+    name: str
+    """the submission's name"""
+    author: str
+    """who submits it"""
+    github: str
+    """the author's account on GitHub"""
+    blurb: str = ""
+    """a sentence or two; the recipe's own, if not given"""
+    track: str = "10min_16mb"
+    """of the contest, as in 10min_16mb or non-record-16mb"""
+    record: tyro.conf.UseAppendAction[tuple[tuple[float, ...], ...]] = ()
+    """bpb of the record that it beats, or of each of its seeds"""
+    no_model: bool = False
+    """leave model.bin out of the folder"""
+    allow: tyro.conf.UseAppendAction[tuple[tuple[Allowed, ...], ...]] = ()
+    """what may be wrong all the same, and then stands in the README"""
+
+    def run(self, terminal):
+        from .record.folder import print_record, write_record
+
+        about = {key: getattr(self, key) for key in ("name", "author", "github", "blurb", "track")}
+        return write_record(
+            self.runs, self.out, about, sum(self.allow, ()), sum(self.record, ()), not self.no_model, terminal.note
+        ), print_record
+
+
 DataCommand = (
     Annotated[DataBuildCommand, tyro.conf.subcommand("build")] | Annotated[DataCheckCommand, tyro.conf.subcommand("check")]
 )
@@ -301,6 +479,11 @@ Command = (
     | Annotated[AblateCommand, tyro.conf.subcommand("ablate")]
     | Annotated[AuditCommand, tyro.conf.subcommand("audit")]
     | Annotated[ReviewCommand, tyro.conf.subcommand("review")]
+    | Annotated[SweepCommand, tyro.conf.subcommand("sweep")]
+    | Annotated[RunsCommand, tyro.conf.subcommand("runs")]
+    | Annotated[CompareCommand, tyro.conf.subcommand("compare")]
+    | Annotated[ReportCommand, tyro.conf.subcommand("report")]
+    | Annotated[RecordCommand, tyro.conf.subcommand("record")]
 )
 
 

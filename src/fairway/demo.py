@@ -1,16 +1,28 @@
-"""The demo: embedded corpus, training, packing, scoring, one table. Nothing is downloaded."""
+"""The demo: embedded corpus, training, packing, scoring, one table; the full one: seeds, audits, a record folder, a report.
+
+Nothing is downloaded.
+"""
 
 import shlex
 from collections import Counter
 from pathlib import Path
 
+from .artifact.ledger import owners_together
 from .clock import Clock
 from .data.build import build_dataset
-from .listing import owners_together, plain_stage
-from .problem import Problem
+from .listing import plain_stage
+from .problem import DoesNotHold, Problem
+from .record.compare import compare
+from .record.folder import write_record
+from .record.report import write_report
+from .referee.review import review_folder
 from .runfolder import PACKED, read_run
 from .stages import pack, score, train
 from .terminal import print_table
+from .trials.seeds import train_seeds
+
+SEEDS, SHORT_STEPS = (42, 314, 1234), 40
+SMALLER = ("model.width=128",)  # what the full demo compares its runs with
 
 
 def free_folder(parent, name):
@@ -22,17 +34,67 @@ def free_folder(parent, name):
 def run_demo(out, steps, terminal):
     """Runs every stage on the interpreter's own documentation; returns what the table shows as a dictionary."""
     out, clock = Path(out), Clock()
-    if out.exists() and not out.is_dir():
-        raise Problem(f"{out} is a file; give --out a folder")
-    with clock.phase("data"):
-        # Lossless, so that the bytes counted are the bytes of the files; the contest's own normalisation folds white space.
-        build_dataset("python-docs", out / "data", normalization="identity", val_every=40, progress=terminal.note)
+    build_demo_data(out, clock, terminal)
     folder = free_folder(out, "demo")
     run = train("demo", out / "data", folder, 42, steps, None, (), terminal)
     ledger = pack(folder, None, "base85", terminal)
     scored = score(folder, None, True, (), False, terminal)
     phases = {**clock.seconds, **read_run(folder, "phases")["phases"]}
     return {"data": str(out / "data"), "run": str(folder), "train": run, "ledger": ledger, "score": scored, "phases": phases}
+
+
+def build_demo_data(out, clock, terminal):
+    """The data folder `out/data`: this interpreter's own library and its documentation."""
+    if out.exists() and not out.is_dir():
+        raise Problem(f"{out} is a file; give --out a folder")
+    with clock.phase("data"):
+        # Lossless, so that the bytes counted are the bytes of the files; the contest's own normalisation folds white space.
+        build_dataset("python-docs", out / "data", normalization="identity", val_every=40, progress=terminal.note)
+
+
+def run_full_demo(out, steps, terminal):
+    """Three short seeds, audited, and the same of a smaller model; their comparison, record folder, review and report.
+
+    Returns what each gave; DoesNotHold where a seed fails or the review finds fault with the folder.
+    """
+    out, clock = Path(out), Clock()
+    build_demo_data(out, clock, terminal)
+    home, budget = free_folder(out, "full"), (steps or SHORT_STEPS, None)
+    how = {"ranks": 1, "sinks": (), "submit": None, "cluster": ()}
+    with clock.phase("three seeds, audited"):
+        run_demo_seeds(out, home / "three", (*budget, ()), how | {"until": "audit"}, terminal)
+    with clock.phase("three of a smaller model"):
+        run_demo_seeds(out, home / "smaller", (*budget, SMALLER), how | {"until": "score"}, terminal)
+    about = {"name": "Fairway demo", "author": "Fairway", "github": "fairway", "blurb": "", "track": "non-record-16mb"}
+    with clock.phase("comparison, record, review, report"):
+        comparison = compare([home / "three"], [home / "smaller"], ())
+        record = write_record([home / "three"], home / "record", about, (), (), True, terminal.note)
+        review = review_folder(home / "record")
+        report = write_report([home / "three"], [home / "smaller"], home / "report.html")
+    if review["summary"]["fail"]:
+        raise DoesNotHold(f"the record folder {home / 'record'} did not pass: see fairway review {home / 'record'}")
+    return {
+        "run": str(home), "comparison": comparison, "record": record, "review": review["summary"], "report": report,
+        "phases": dict(clock.seconds),
+    }  # fmt: skip
+
+
+def run_demo_seeds(out, folder, budget, how, terminal):
+    """Takes all seeds as far as `how` says; DoesNotHold names the first that did not come so far."""
+    found = train_seeds("demo", out / "data", folder, list(SEEDS), budget, how, terminal)
+    for row in found["seeds"]:
+        if row["reached"] != how["until"]:
+            raise DoesNotHold(f"seed {row['seed']} of {folder} did not come to {how['until']}: {row['attempts'][-1:]}")
+
+
+def print_full_demo(result):
+    """What the seeds reached, whether they differ from the smaller model, where the folder and the page are."""
+    phases, counts, run = result["phases"], result["review"], result["run"]
+    rows = [(name, f"{seconds:.1f}") for name, seconds in phases.items()]
+    print_table("the whole way, three times", ("phase", "seconds"), [*rows, ("total", f"{sum(phases.values()):.1f}")])
+    print(f"\n{result['comparison']['sentence']}")
+    print(f"{run}/record is a submission: {counts['pass']} PASS, {counts['fail']} FAIL, {counts['not_tested']} NOT TESTED")
+    print(f"{result['report']['path']} shows it all; next: fairway runs {shlex.quote(run)}")
 
 
 def print_demo(result):
@@ -55,8 +117,9 @@ def print_demo(result):
 def heavy_owners(ledger):
     """Owner -> bytes of model.bin, from the largest down; those of 1 % or less together as `other`."""
     sizes = Counter()
-    for (owner, _), size in owners_together(ledger).items():
-        sizes[owner] += size
+    for (owner, kind), size in owners_together(ledger).items():
+        if kind != "code":
+            sizes[owner] += size
     heavy = {owner: size for owner, size in sizes.most_common() if 100 * size > ledger["files"][PACKED]}
     rest = sizes.total() - sum(heavy.values())
     return heavy | ({"other": rest} if rest else {})

@@ -1,9 +1,9 @@
 """What the commands show: recipes as trees, manifests, checks, runs, ledgers and scores as plain tables."""
 
 import difflib
-import re
 from collections import Counter
 
+from .artifact.ledger import owners_together
 from .data.build import build_dataset
 from .data.hub import download_fineweb
 from .model.roles import leaf_views
@@ -85,21 +85,12 @@ def print_run(run):
 def print_ledger(ledger):
     """Bytes by file, then of model.bin by owner, layers together; what is under a thousandth of it stands in one line."""
     rows = [(name, "", f"{size:,}") for name, size in ledger["files"].items()]
-    sums = owners_together(ledger)
+    sums = Counter({key: size for key, size in owners_together(ledger).items() if key[1] != "code"})
     heavy = [(owner, kind, size) for (owner, kind), size in sums.most_common() if size * 1000 >= sums.total()]
     rows += [(owner, kind, f"{size:,}") for owner, kind, size in heavy]
     rows.append(("all others", "", f"{sums.total() - sum(size for *_, size in heavy):,}"))
     rows += [("total", "", f"{ledger['total']:,}"), ("left under the cap", "", f"{ledger['cap'] - ledger['total']:,}")]
     print_table("bytes", ("owner", "kind", "bytes"), rows)
-
-
-def owners_together(ledger):
-    """(owner, kind) -> bytes of model.bin, tensors of all layers as one: blocks.*.mlp.up."""
-    sums = Counter()
-    for one in ledger["owners"]:
-        if one["kind"] != "code":
-            sums[re.sub(r"\.\d+\.", ".*.", one["owner"]), one["kind"]] += one["bytes"]
-    return sums
 
 
 def plain_stage(name):

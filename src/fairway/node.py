@@ -107,6 +107,27 @@ def show(node):
     return pprint.pformat(node, indent=1, width=110, compact=False, sort_dicts=False) + "\n"
 
 
+def differences(old, new):
+    """{path: (what stands there in `old`, in `new`)}, where two trees differ: fields by value, nodes of other types whole,
+    and None for a node that only one of them has in a tuple."""
+    if type(old) is not type(new):
+        return {"": (old, new)}
+    found = {}
+    for field in dataclasses.fields(old):
+        before, after = getattr(old, field.name), getattr(new, field.name)
+        if before == after:
+            continue
+        left, right = ({step: child for step, child, name, _ in children(tree) if name == field.name} for tree in (old, new))
+        if not left and not right:
+            found[field.name] = before, after
+        for step in {**left, **right}:
+            inner = differences(left.get(step), right.get(step)) if left.get(step) != right.get(step) else {}
+            found |= {f"{step}.{path}" if path else step: pair for path, pair in inner.items()}
+        if left.keys() == right.keys() and left == right:
+            found[field.name] = before, after  # the order of a tuple, or plain values beside nodes
+    return found
+
+
 def digest(node):
     """The first 16 hex digits of the SHA-256 of the node's repr."""
     return hashlib.sha256(repr(node).encode()).hexdigest()[:16]

@@ -1,7 +1,11 @@
 """The stages as functions from files to files: what the command line calls, and the demo, one after the other."""
 
+import math
+import platform
 from contextlib import ExitStack
 from dataclasses import replace
+from datetime import UTC, datetime
+from importlib.metadata import version as version_of
 from pathlib import Path
 
 import torch
@@ -16,13 +20,13 @@ from .files import file_sha256, owning, write_text
 from .kernels.capability import capability, device_name, settle_threads
 from .model.flops import forward_flops
 from .model.roles import leaf_views
-from .node import digest, override, parse_node, show
+from .node import differences, digest, override, parse_node, show
 from .optim.schedule import Budget
 from .problem import Problem
 from .quantize.policy import assign_rules, calibrated_leaves
 from .recipe import Recipe
 from .recipes.catalogue import RECIPES
-from .runfolder import CHECKPOINT, PACKED, READABLE, RECIPE, RUN, WEIGHTS, need, read_run, update_run
+from .runfolder import CHECKPOINT, METRICS, PACKED, READABLE, RECIPE, RUN, WEIGHTS, need, read_run, update_run
 from .score.stage import SCORING, Scoring, pass_plans, score_packed
 from .train.checkpoint import loader_state, read_checkpoint
 from .train.dist import start_world
@@ -99,8 +103,11 @@ def model_leaves(recipe):
     return [leaf for leaf, _ in leaf_views(recipe.model.build())]
 
 
-def train(name, data, out, seed, steps, seconds, settings, terminal):
-    """Trains a recipe into a new run folder `out`; returns run.json's content."""
+def train(name, data, out, seed, steps, seconds, settings, terminal, watch=None):
+    """Trains a recipe into a new run folder `out`; returns run.json's content.
+
+    `watch(row)` gets the newest row of metrics.jsonl whenever some were written, on rank 0; what it raises ends the run.
+    """
     recipe, dataset, out = override(with_budget(find_recipe(name), steps, seconds), settings), open_dataset(data), Path(out)
     check_recipe(recipe, dataset)
     with start_world() as world:
@@ -110,13 +117,27 @@ def train(name, data, out, seed, steps, seconds, settings, terminal):
         facts = {
             "fairway": VERSION, "torch": torch.__version__, "recipe": recipe.name, "recipe_hash": digest(recipe),
             "source_hash": source_hash(), "data": str(Path(data).resolve()), "data_hash": dataset.data_hash, "seed": seed,
-            "tokenizer_sha256": dataset.manifest["tokenizer"]["sha256"],
+            "tokenizer_sha256": dataset.manifest["tokenizer"]["sha256"], **origin(recipe),
         }  # fmt: skip
-        return _train_in(world, out, recipe, dataset, facts, terminal, None)
+        return _train_in(world, out, recipe, dataset, facts, terminal, None, watch)
 
 
-def resume_training(folder, terminal):
-    """Goes on with an interrupted run, or begins it again if it left no checkpoint; returns run.json's content."""
+def origin(recipe):
+    """What run.json says of where a run came from: when, with what, and how its recipe differs from the one of its name."""
+    known = {function.__name__: function for function in RECIPES}
+    changes = differences(known[recipe.name](), recipe) if recipe.name in known else {}
+    return {
+        "began": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {"python": platform.python_version(), **{name: version_of(name) for name in ("numpy", "sentencepiece")}},
+        "parameters": sum(math.prod(leaf.shape) for leaf in model_leaves(recipe)),
+        "parent": recipe.name if recipe.name in known else None,
+        "changes": {path: [repr(before), repr(after)] for path, (before, after) in changes.items()},
+    }
+
+
+def resume_training(folder, terminal, watch=None):
+    """Goes on with an interrupted run, or begins it again if it left no checkpoint; returns run.json's content. `watch`: see
+    `train`."""
     folder = Path(folder)
     recipe, run = read_recipe(need(folder, RECIPE, "train")), read_run(folder, "data", "data_hash", "recipe_hash", "seed")
     if digest(recipe) != run["recipe_hash"]:
@@ -132,10 +153,10 @@ def resume_training(folder, terminal):
             raise Problem(f"{folder} has ended; `fairway pack {folder}` is next, or train into another folder")
         elif world.rank == 0:
             terminal.note(f"{folder} holds no checkpoint: it begins again")
-        return _train_in(world, folder, recipe, dataset, run, terminal, checkpoint)
+        return _train_in(world, folder, recipe, dataset, run, terminal, checkpoint, watch)
 
 
-def _train_in(world, folder, recipe, dataset, run, terminal, checkpoint):
+def _train_in(world, folder, recipe, dataset, run, terminal, checkpoint, watch):
     threads = settle_threads(world.device, run.get("threads"))
     machine, clock = capability(world.device), Clock()
     terminal.quiet |= world.rank > 0
@@ -145,23 +166,25 @@ def _train_in(world, folder, recipe, dataset, run, terminal, checkpoint):
             write_text(folder / RECIPE, show(recipe))
             held.enter_context(owning(folder))
             update_run(folder, run | {"device": device_name(world.device), "threads": threads, "world_size": world.size})
-        return _train_to_the_end(world, folder, recipe, dataset, trainer, clock, threads, terminal, checkpoint)
+        return _train_to_the_end(world, folder, recipe, dataset, trainer, clock, threads, terminal, checkpoint, watch)
 
 
-def _train_to_the_end(world, folder, recipe, dataset, trainer, clock, threads, terminal, checkpoint):
+def _train_to_the_end(world, folder, recipe, dataset, trainer, clock, threads, terminal, checkpoint, watch):
     machine = trainer.machine
     with terminal.progress(f"train {recipe.name}") as bar:
 
         def report(row):
             done = recipe.train.budget.progress(row["step"], row["seconds"])
             bar(done, 1.0, f"step {row['step']} loss {row['loss']:.4f} {row['tokens'] / row['seconds']:,.0f} tokens/s")
+            if watch is not None:
+                watch(row)
 
         model, others, results = train_run(folder, trainer, clock, checkpoint, report)
     if results.get("threads", 0) < threads:
         terminal.note("another program took the cores: training went on with one thread")
     if world.rank == 0:
         # Before the score, which may be interrupted or find a broken shard.
-        update_run(folder, results)
+        update_run(folder, results | {"sha256": {METRICS: file_sha256(folder / METRICS)}})
     if any(not path.exists() for path in dataset.val) or not dataset.val:
         terminal.note("no validation shards: the weights are not scored")
     else:

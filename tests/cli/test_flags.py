@@ -11,16 +11,36 @@ from train.tiny import environment, fairway
 
 # Scripts call these: a flag may be added here, none may go.
 FLAGS = {
-    "demo": {"--out", "--steps"},
+    "demo": {"--out", "--steps", "--full"},
     "recipes": {"--diff"},
     "plan": {"--ranks", "--tflops", "--set"},
     "data build": {"--out", "--vocab", "--tokenizer", "--normalization", "--field", "--val-source", "--shards", "--caseops"},
     "data check": set(),
-    "train": {"--data", "--out", "--resume", "--seed", "--steps", "--seconds", "--set"},
+    "train": {
+        "--data",
+        "--out",
+        "--resume",
+        "--seed",
+        "--steps",
+        "--seconds",
+        "--set",
+        "--sink",
+        "--seeds",
+        "--until",
+        "--ranks",
+        "--submit",
+        "--cluster",
+    },
     "pack": {"--data", "--raw"},
     "score": {"--data", "--keep-nats", "--last", "--set"},
     "audit": {"--data", "--policy", "--full", "--markdown"},
     "review": {"--dynamic", "--policy", "--record", "--seconds", "--markdown"},
+    "sweep": {"--data", "--out", "--over", "--trials", "--steps", "--tokens", "--factor", "--rungs", "--storage"}
+    | {"--seed", "--set"},
+    "runs": {"--sort", "--where", "--csv"},
+    "compare": {"--against", "--record"},
+    "report": {"--out", "--against"},
+    "record": {"--out", "--name", "--author", "--github", "--blurb", "--track", "--record", "--no-model", "--allow"},
     "ablate": {"--data", "--out", "--seed", "--steps", "--seconds", "--only", "--set"},
 }
 

@@ -23,7 +23,6 @@ ROOMS = (
     "artifact",
     "score",
     "referee",
-    "record",
     "recipes",
     "core",
     "program",
@@ -32,6 +31,8 @@ ROOMS = (
     "forecast",
     "ablation",
     "audit",
+    "trials",
+    "record",
     "listing",
 )
 TOP = ("cli", "demo", "__main__")  # parse and call: they may import everything, also inside functions

@@ -1,15 +1,19 @@
 """Claims are held to what logs print, to the digit; broken JSON is named and never an error."""
 
 import json
+import re
 
 import pytest
+from scipy.stats import ttest_1samp
 
 from fairway.referee.agree import agrees, matches
 from fairway.referee.claims import judge_claims, read_claims
 from fairway.referee.folder import read_folder
 from fairway.referee.logs import Printed, read_log
 from fairway.referee.rules import read_policy
+from fairway.referee.seeds import judge_seeds
 from fairway.referee.verdict import Findings
+from referee.stated_folder import write_stated
 
 FIGURES = {1: ("2.80010000", "1.08012345"), 2: ("2.80110000", "1.08050000"), 3: ("2.80220000", "1.08111111")}
 CORE = {"name": "n", "author": "a", "github_id": "g", "date": "d"}
@@ -109,6 +113,11 @@ def test_seeds_that_are_named_are_those_that_count(tmp_path):
         ({"seed_results": {"2": {"val_bpb": 1.0801}}}, True),
         ({"seeds": {"seed_3": {"val_loss": 2.8022}, "1": {}, "2": {}}}, False),
         ({"seeds": [{"seed": 3, "val_loss": 2.8}, {"seed": 1, "val_loss": 2.8}, {"seed": 2, "val_bpb": 1.0801}]}, True),
+        ({"artifact_bytes_mean": 15_001_002, "artifact_bytes_max": 15_001_003}, False),
+        ({"artifact_bytes_max": 15_001_002}, True), ({"artifact_bytes_mean": 15_001_001}, True),
+        ({"sliding_val_bpb": 1.092}, False), ({"sliding_val_bpb": 1.0931}, True), ({"pre_quant_val_bpb": 1.01}, False),
+        ({"pre_quant_val_bpb": 1.017}, True), ({"distilled_val_bpb": 1.5, "sliding_gain_bpb": 0.5}, False),
+        ({"wallclock_seconds": 590.0, "eval_time_seconds": 303.0}, False), ({"wallclock_seconds": 583.0}, False),
         ({"three_seeds": True, "compliance": {"train_under_600s": True, "artifact_under_16mb": True}}, False),
         ({"hardware": None, "compliance": "yes", "seeds": None, "track": 5}, False),
     ],
@@ -192,3 +201,105 @@ def test_agreement_is_less_than_a_unit_of_the_last_digit():
     assert not agrees(Printed("1.0812"), 1.08105) and not agrees(Printed("1.0811"), Printed("1.0810"))
     assert agrees(Printed("1.08101234"), Printed("1.081"))
     assert matches(Printed("2.5"), [2, 3]) == "mean" and matches(Printed("3"), [1, 3]) == "a seed"
+
+
+def seconds_of_seeds(**changed):
+    """seed_results with seconds that are the logs', but for those of one seed."""
+    rows = {str(seed): {"train_seconds": 590.0, "eval_seconds": 300 + seed} for seed in FIGURES}
+    rows["2"] |= changed
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("head", "changed", "fails"),
+    [
+        ({}, {}, False), ({}, {"train_seconds": 580.0}, True), ({}, {"eval_seconds": 303}, True),
+        ({"wallclock_seconds": 590.0, "eval_time_seconds": 302.0}, {}, False),
+        ({"wallclock_seconds": 580.0}, {}, True), ({"eval_time_seconds": 304}, {}, True),
+    ],
+)  # fmt: skip
+def test_seconds_are_held_to_logs_whose_clock_the_seeds_have(tmp_path, head, changed, fails):
+    findings = judged(tmp_path, CORE | {"val_bpb": 1.0806, "seed_results": seconds_of_seeds(**changed)} | head)
+    assert failed(findings) == ({"G3"} if fails else set())
+
+
+def test_seconds_by_another_clock_are_not_held_to_the_logs(tmp_path):
+    rows = {str(seed): {"train_seconds": 612.5 + seed, "eval_seconds": 300 + seed} for seed in FIGURES}
+    assert not failed(judged(tmp_path, CORE | {"val_bpb": 1.0806, "seed_results": rows, "wallclock_seconds": 612}))
+
+
+def test_chance_is_recomputed_from_the_logs(tmp_path):
+    test = ttest_1samp([float(bpb) for _, bpb in FIGURES.values()], 1.0850, alternative="less")
+    beyond = ttest_1samp([float(bpb) + 0.005 for _, bpb in FIGURES.values()], 1.0850, alternative="less")
+    right = {"val_bpb": 1.0806, "record_val_bpb": 1.085, "t_statistic": float(test.statistic), "p_value": test.pvalue}
+    right |= {"margin": {"bpb": {"bpb": 0.005, "p_value": float(beyond.pvalue)}, "strange": 5}}
+    findings = judged(tmp_path, CORE | right)
+    assert not failed(findings) and sum("against [1.085]" in row["evidence"] for row in findings.rows) == 4
+    wrong = ({"t_statistic": 8.1}, {"p_value": test.pvalue + 1e-5}, {"record_val_bpb": 1.0851})
+    wrong += ({"margin": {"bpb": {"bpb": 0.006}}}, {"margin": {"bpb": {"bpb": 0.005, "p_value": 0.05}}})
+    for change in wrong:
+        assert failed(judged(tmp_path, CORE | right | change)) == {"G3"}, change
+
+
+SECOND = "# Record: a thing\n\n**val_bpb = {bpb}** ({count}-seed mean, std {std}) | **{size} MB** | 8xH100\n"
+SECOND_RIGHT = {"bpb": "1.0806", "count": 3, "std": "0.0005", "size": "15.00"}
+
+
+@pytest.mark.parametrize(
+    ("change", "fails"),
+    [
+        ({}, False), ({"std": "0.0004"}, False), ({"size": "~17.00"}, False), ({"size": "≤15.9"}, False),
+        ({"bpb": "1.0816"}, True), ({"count": 4}, True), ({"std": "0.0015"}, True), ({"size": "15.10"}, True),
+    ],
+)  # fmt: skip
+def test_the_line_below_the_title_is_held_to_the_logs(tmp_path, change, fails):
+    claims = CORE | {"val_bpb": 1.0806, "seeds": [1, 2, 3]}
+    assert failed(judged(tmp_path, claims, SECOND.format(**SECOND_RIGHT | change))) == ({"G4"} if fails else set())
+
+
+def test_the_second_of_two_headlines_is_held_to_the_logs_too(tmp_path):
+    text = "# Record: a thing - val_bpb 1.0806 (3-seed mean)\n\n" + SECOND.format(**SECOND_RIGHT).partition("\n\n")[2]
+    assert not failed(judged(tmp_path, readme=text))
+    assert failed(judged(tmp_path, readme=text.replace("= 1.0806", "= 1.0706"))) == {"G4"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("| 590 |", "| 590 |"), ("302s", "312s"), ("| 590 |", "| 591 |"), ("0.0005 |", "0.0025 |"), ("| 2 |", "| 4 |")],
+)
+def test_seconds_deviations_and_seeds_of_a_table_are_held_to_the_logs(tmp_path, old, new):
+    text = "| Seed | TTT bpb | Train (s) | Eval time |\n|---|---|---|---|\n| 1 | 1.0801 | 590 | 301s |\n"
+    text += (
+        "| 2 | 1.0805 | 590 | 302s |\n| 3 | 1.0811 | 590 | 303s |\n| mean | 1.0806 | 590 | 302s |\n| std | 0.0005 | | |\n"
+    )
+    findings = judged(tmp_path, CORE | {"val_bpb": 1.0806, "seeds": [1, 2, 3]}, text.replace(old, new, 1))
+    assert failed(findings) == (set() if old == new else {"G4"})
+
+
+def test_a_table_with_seeds_of_other_runs_is_nobodys_fault(tmp_path):
+    text = "| Seed | TTT bpb | Train time (s) |\n|---|---|---|\n| 1 | 1.0801 | 700 |\n| 2 | 1.0805 | 701 |\n"
+    text += "| 8 | 1.2 | 1 |\n| 9 | 1.2 | 1 |\n"
+    assert not failed(judged(tmp_path, CORE | {"val_bpb": 1.0806, "seeds": [1, 2, 3]}, text))
+
+
+@pytest.mark.parametrize("name", ["submission.json", "README.md"])
+def test_no_digit_of_a_figure_can_be_changed_unnoticed(tmp_path, name):
+    """The first and the last digit of every number of a folder that states everything."""
+    path = write_stated(tmp_path) / name
+    text, logs, unseen = (
+        path.read_text(),
+        [read_log(read_folder(tmp_path), f"train_seed{seed}.log") for seed in (42, 1337, 7)],
+        [],
+    )
+    for found in re.finditer(r"(?<![\w.-])\d[\d,]*(?:\.\d+)?(?![\w]*\")", text):
+        digits = [at for at, digit in enumerate(found[0], found.start()) if digit.isdigit()]
+        for at in {digits[0], digits[-1]}:
+            path.write_text(text[:at] + str((int(text[at]) + 4) % 10) + text[at + 1 :])
+            folder, findings = read_folder(tmp_path), Findings(read_policy())
+            claims = read_claims(folder)
+            judge_seeds(findings, logs, claims)
+            judge_claims(findings, folder, logs, claims)
+            if not failed(findings):
+                unseen.append(text[text.rfind("\n", 0, at) + 1 : at + 20])
+    told = ("8xH100", '"date"', '"track"', "`model.bin`")  # the last is told by hashes
+    assert [line for line in unseen if not any(word in line for word in told)] == []

@@ -1,5 +1,8 @@
 """The byte ledger: every byte of the files that are submitted, by owner."""
 
+import re
+from collections import Counter
+
 from ..problem import DoesNotHold
 
 
@@ -12,6 +15,16 @@ def make_ledger(files, cap):
     owners.sort(key=lambda owner: (-owner["bytes"], owner["file"], owner["owner"], owner["kind"]))
     sizes = {name: sum(owner["bytes"] for owner in parts) for name, parts in files.items()}
     return {"total": sum(sizes.values()), "cap": cap, "files": sizes, "owners": owners}
+
+
+def owners_together(ledger):
+    """(owner, kind) -> bytes of both files, tensors of all layers as one: blocks.*.mlp.up; a file's code is one owner, its
+    name, of the kind "code"."""
+    sums = Counter()
+    for one in ledger["owners"]:
+        code = one["kind"] == "code"
+        sums[one["file"] if code else re.sub(r"\.\d+\.", ".*.", one["owner"]), one["kind"]] += one["bytes"]
+    return sums
 
 
 def check_ledger(ledger, sizes):

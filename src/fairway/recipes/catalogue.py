@@ -18,3 +18,11 @@ RECIPES = (demo, pr162, pr864, pr1205, pr1514, pr1523)
 
 # Nodes that stand in no recipe here, but may in somebody's, or in a setting.
 BESIDE = (AveragedSGD, Brotli, DocumentLoRA, LowRank, Lzma, Smallest, Trellis, Zstd)
+
+
+def parent_of(recipe_name):
+    """The name of the recipe that the function of that name calls and amends, or None."""
+    names = {function.__name__: function for function in RECIPES}
+    function = names.get(recipe_name)
+    called = function.__code__.co_names if function else ()
+    return next((name for name in called if name in names), None)

@@ -7,7 +7,7 @@ import re
 from itertools import combinations
 from statistics import mean
 
-from .logs import Printed, distinct_stages
+from .logs import Printed, distinct_stages, eval_seconds
 
 CODE_KEYS = ("bytes_code", "code_bytes")
 
@@ -36,8 +36,9 @@ def seed_logs(logs, claims):
 
 
 def unless_missing(holds, logs, claims):
-    """A verdict on a mean: None where it does not hold and a seed that submission.json or the README names has no log."""
-    named = [*claims.seeds, *(claims.readme.seeds() if claims.readme else ())]
+    """A verdict on a mean: None where it does not hold and a seed has no log that submission.json names or, where that names
+    none, the README."""
+    named = claims.seeds or (claims.readme.seeds() if claims.readme else ())
     return None if holds is False and not set(named) <= {log.seed for log in logs} else holds
 
 
@@ -84,3 +85,24 @@ def byte_figures(folder, log, claims):
     codes = [one for one in codes if one]
     models = [log.model_bytes] if log.model_bytes else [log.total_bytes - one for one in codes if log.total_bytes]
     return [log.total_bytes, *models, *(model + code for model in models for code in codes)], codes
+
+
+def clock_of(name):
+    """ "train" or "eval" where a key or a column's title is that of seconds, else None."""
+    words = set(re.split(r"[\W_]+", name.lower()))
+    if not words & {"seconds", "secs", "sec", "s", "time", "wallclock"} or words & {"step", "ms", "limit", "budget", "cap"}:
+        return "eval" if words <= {"eval"} else None
+    kinds = {"train": {"train", "training", "wallclock"}, "eval": {"eval", "evaluation", "scoring"}}
+    found = [kind for kind, names in kinds.items() if words & names]
+    return found[0] if len(found) == 1 else None
+
+
+def seconds_of(name, log):
+    """Seconds that a log tells of what a key or a title names: of training alone and with calibration and packing, or of the
+    pass that scores, with preparation, and of all passes. [] where it tells none."""
+    clock, own = clock_of(name), log.train_seconds
+    if clock == "train" and own is not None:
+        return [own, own + (log.hessian_seconds or 0.0), own + (log.hessian_seconds or 0.0) + (log.pack_seconds or 0.0)]
+    own, everything = eval_seconds(log) if clock == "eval" else (None, ())
+    prepared = sum(seconds for seconds, _ in log.prepared.values())
+    return [] if own is None else [own, own + prepared, sum(everything), sum(everything) + prepared]

@@ -5,11 +5,13 @@ import re
 from dataclasses import dataclass, field
 from statistics import mean, pstdev, stdev
 
-from .agree import CODE_KEYS, agrees, byte_figures, matches, other_stage, seed_logs, unless_missing
+from .agree import CODE_KEYS, agrees, byte_figures, clock_of, matches, other_stage, seconds_of, seed_logs, unless_missing
 from .folder import standing_for
-from .logs import Printed, distinct_stages, eval_seconds
-from .readme import MOST_README, Readme, judge_readme, read_readme
+from .logs import COMPARED, Printed, distinct_stages, eval_seconds
+from .margins import lacks_spread, margin_readings, t_test
+from .readme import MOST_README, Readme, is_spread, judge_readme, read_readme, related
 from .rules import OVERSHOOT
+from .sums import bytes_per_token
 
 MOST_JSON = 1 << 20
 SEED_KEYS = ("seed_results", "seeds", "results", "per_seed", "seed_runs", "runs")
@@ -112,6 +114,9 @@ def judge_claims(findings, folder, logs, claims):
         judge_means(findings, logs, claims)
         judge_bytes_claimed(findings, folder, logs, claims)
         judge_seed_results(findings, folder, logs, claims)
+        judge_other_stages(findings, logs, claims)
+        judge_seconds(findings, logs, claims)
+        judge_chance(findings, logs, claims)
         judge_promises(findings, logs, claims)
     if claims.readme and logs:
         judge_readme(findings, folder, logs, claims)
@@ -174,10 +179,8 @@ def judge_means(findings, logs, claims):
     for key, figures in spreads:
         claimed, figures = claims.values.get(key), [one for one in figures if one is not None]
         if isinstance(claimed, Printed) and len(figures) > 1:
-            wanted = [stdev(map(float, figures)), pstdev(map(float, figures))]
-            unit = max(one.unit for one in figures)
-            holds = unless_missing(any(agrees(claimed, one, unit) for one in wanted), logs, claims)
-            shown = f"{wanted[0]:.6g} (n - 1) or {wanted[1]:.6g} (n)"
+            holds = unless_missing(is_spread(claimed, figures), logs, claims)
+            shown = f"{stdev(map(float, figures)):.6g} (n - 1) or {pstdev(map(float, figures)):.6g} (n)"
             findings.say("G3", holds, claimed.text, shown, claimed.unit, f"{claims.name} {key} over {len(figures)} logs")
     steps = [log.steps for log in logs if log.steps]
     for key in STEP_KEYS:
@@ -196,6 +199,8 @@ def judge_bytes_claimed(findings, folder, logs, claims):
         claimed = claims.values.get(key)
         if isinstance(claimed, Printed) and any(log.total_bytes or log.model_bytes for log in logs):
             known = [[one for one in column if one] for column in columns]
+            if key.endswith(("_mean", "_max")):
+                known = [[mean(column) if key.endswith("_mean") else max(column)] for column in known if column]
             holds = unless_missing(any(matches(claimed, column) in ("mean", "a seed") for column in known), logs, claims)
             shown = [log.total_bytes or log.model_bytes for log in logs]
             findings.say("G3", holds, claimed.text, shown, claimed.unit, f"{claims.name} {key}: totals of the logs")
@@ -232,6 +237,80 @@ def judge_seed_results(findings, folder, logs, claims):
         if wrong or right:
             evidence = f"{claims.name}, seed {log.seed}, against {log.name}"
             findings.say("G3", not wrong, "; ".join(wrong) or f"{right} figures", "those of the log", "", evidence)
+
+
+def judge_other_stages(findings, logs, claims):
+    """G3: bpb of other stages, by keys that share a word with a stage of the logs."""
+    for key, claimed in claims.values.items():
+        if not isinstance(claimed, Printed) or key in BPB_KEYS or not key.endswith("_bpb") or re.search(COMPARED, key):
+            continue
+        stages = {stage.name: stage.bpb for log in logs for stage in distinct_stages(log) if stage.bpb is not None}
+        named = {name: bpb for name, bpb in stages.items() if related(key.replace("_", " "), name)}
+        if named:
+            found = other_stage(claimed, logs, "bpb")
+            holds = unless_missing(found is not None, logs, claims)
+            where = f"{claims.name} {key}: {found[0] if found else 'of no stage'}"
+            findings.say("G3", holds, claimed.text, named, claimed.unit, where)
+
+
+def judge_seconds(findings, logs, claims):
+    """G3: seconds of training and scoring. People's clocks differ: where most seeds' are those of the logs, all must be, and
+    so must those at the head."""
+    proven = set()
+    for key in dict.fromkeys(key for row in claims.results.values() for key in row):
+        rows = [(log, claims.results.get(log.seed, {}).get(key), seconds_of(key, log)) for log in logs]
+        rows = [(log, claimed, known) for log, claimed, known in rows if isinstance(claimed, Printed) and known]
+        wrong = [row for row in rows if not any(agrees(row[1], one, 0.001) for one in row[2])]
+        if 2 * len(wrong) < len(rows):
+            proven.add(clock_of(key))
+            shown = {log.seed: claimed.text for log, claimed, _ in wrong or rows}
+            expected = {log.name: known[0] for log, _, known in wrong or rows}
+            findings.say("G3", not wrong, shown, expected, 0.001, f"{claims.name}, {key} of each seed")
+    for key, claimed in claims.values.items():
+        figures = [one for log in logs for one in seconds_of(key, log)] if isinstance(claimed, Printed) else []
+        if figures:
+            columns = list(zip(*(seconds_of(key, log) for log in logs), strict=False))
+            known = [*figures, *map(mean, columns), *map(sum, columns)]
+            holds = any(agrees(claimed, one, 0.001) for one in known) or (False if clock_of(key) in proven else None)
+            shown, where = [round(one, 3) for one in figures], f"{claims.name} {key}: seconds of the logs"
+            findings.say("G3", unless_missing(holds, logs, claims), claimed.text, shown, claimed.unit, where)
+
+
+def judge_chance(findings, logs, claims):
+    """G3: t and p of the test against the record that submission.json names, and of the margins that it reads."""
+    record, own = claims.values.get("record_val_bpb"), [float(log.headline.bpb) for log in logs]
+    record = [float(one) for one in (record if isinstance(record, list) else [record]) if isinstance(one, Printed)]
+    if not record or len(own) < 2 or lacks_spread(own, record):
+        return
+    # Relative: what rounding in the logs may do.
+    rough = 10 * len(own) * max(log.headline.bpb.unit for log in logs) / stdev(own)
+    margins = claims.values.get("margin")
+    rows = [(name, row) for name, row in margins.items() if isinstance(row, dict)] if isinstance(margins, dict) else []
+    told = [
+        ("", 0.0, claims.values),
+        *((name, row["bpb"], row) for name, row in rows if isinstance(row.get("bpb"), Printed)),
+    ]
+    for name, margin, row in told:
+        test = t_test(own, record, float(margin))
+        wanted = {"t_statistic": [test.statistic], "p_value": [test.pvalue, 2 * min(test.pvalue, 1 - test.pvalue)]}
+        if name:
+            wanted["bpb"] = readings_of(findings, logs)
+        for key, figures in wanted.items():
+            claimed = row.get(key)
+            if isinstance(claimed, Printed) and figures:
+                holds = any(
+                    abs(claimed - one) <= max(claimed.unit * 0.999, rough * max(abs(one), key == "t_statistic"))
+                    for one in figures
+                )
+                where = f"{claims.name} {name} {key} against {record}, from the logs"
+                findings.say("G3", unless_missing(holds, logs, claims), claimed.text, list(map(float, figures)), "", where)
+
+
+def readings_of(findings, logs):
+    """The margin of a record in bpb, in each reading of its unit that the logs allow."""
+    ratios = [bytes_per_token(log.headline) for log in logs]
+    ratios = [(low + high) / 2 for low, high in filter(None, ratios)]
+    return list(margin_readings(findings.limit("S1"), mean(ratios) if ratios else None).values())
 
 
 def judge_promises(findings, logs, claims):

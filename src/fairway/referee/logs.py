@@ -42,6 +42,7 @@ COMPARED = (
     r"(?i)(?<![a-z])(?:gap|gain|delta|diff|difference|penalty|improvement|degradation|std|expected|target|claimed|sota"
     r"|baseline|record|reference|previous|prev|prior|best|vs|budget|limit)(?![a-z])"
 )
+BETTER = r"(?i)\b(?:better|worse|lower|higher|saved)\b"
 DIAGNOSTIC = r"(?i)(?<![a-z])(?:diagnostics?|diag|debug|pre-?_?quant\w*|unquanti[sz]ed|raw)(?![a-z])"
 TAKES = (
     r"(?i)(?:\b(?:in|took|after)|time|elapsed|seconds|[:=(])\s*[:=]?\s*"
@@ -62,11 +63,15 @@ SCHEME = r"(?i)int\d|\bq\d|quant|zlib|zstd|brotli|lzma|\bxz\b|pack|compress|gptq
 NAMED_MODEL_BYTES = r"(?i)(?<![\w])(?:model|artifact|blob|compressed_model)_bytes\s*[:=]\s*(\d[\d,_]*)"
 TOTAL_BYTES = r"(?i)total[ _]+(?:submission|artifact|bytes)(?:[ _]+size)?([^:=]*)[:=]\s*(\d[\d,_]*)"
 CODE_BYTES = r"(?i)(?<![\w])code(?:[ _]+(?:size|bytes))([^:=\d]*)[:=]\s*(\d[\d,_]*)"
-VAL_TOKENS = r"(?i)(?<![\w])val(?:idation)?[_ ]tokens\s*[:=]\s*(\d[\d,_]*)"
-SAID_VAL_TOKENS = r"(?i)(?<![\w.,/])(\d[\d,_]*)\s+val(?:idation)?[_ ]tokens\b(?!\s*[:=])"
-VAL_LOADER = r"(?i)val_loader\b.{0,400}\btokens\s*[:=]\s*(\d[\d,_]*)"
-VAL_BYTES = r"(?i)(?<![\w])(?:(?:total_)?(?:val|eval|text|scored)_bytes(?:_total)?)\s*[:=]\s*(\d[\d,_]*)"
-SCORED_TOKENS = r"(?i)(?<![\w])(?:(?:target|scored|evaluated)_tokens|tokens_scored)\s*[:=]\s*(\d[\d,_]*)"
+# What a count is called, and where its number stands; of several on one line the last counts.
+COUNTS = (
+    ("val_tokens", r"(?i)(?<![\w])val(?:idation)?[_ ]tokens\s*[:=]\s*(\d[\d,_]*)"),
+    ("val_tokens", r"(?i)val_loader\b.{0,400}\btokens\s*[:=]\s*(\d[\d,_]*)"),
+    ("val_tokens", r"(?i)(?<![\w.,/])(\d[\d,_]*)\s+val(?:idation)?[_ ]tokens\b(?!\s*[:=])"),
+    ("val_bytes", r"(?i)(?<![\w])(?:(?:total_)?(?:val|eval|text|scored)_bytes(?:_total)?)\s*[:=]\s*(\d[\d,_]*)"),
+    ("scored_tokens", r"(?i)(?<![\w])(?:(?:target|scored|evaluated)_tokens|tokens_scored)\s*[:=]\s*(\d[\d,_]*)"),
+)
+PARAMETERS = ("parameters", "model_params", "num_params", "total_params")
 TRAINED = (
     r"(?i)\btrain(?:ing)?[_ ]time\s*[:=]?\s*(\d[\d,]*(?:\.\d+)?)\s*(ms|s|secs?|seconds)\b"
     r"|\btrain(?:ing)?_(?:time_|(?=s))(ms|s|secs?|seconds)\s*[:=]\s*(\d[\d,]*(?:\.\d+)?)(?![\w.])"
@@ -203,11 +208,9 @@ def eval_seconds(log):
     groups = []
     for stage in log.stages:
         if not stage.during:
-            home = next((group for group in groups if any(same_figures(one, stage) for one in group)), None)
-            if home is None:
-                groups.append([stage])
-            else:
-                home.append(stage)
+            home = next((group for group in groups if any(same_figures(one, stage) for one in group)), [])
+            groups += [] if home else [home]
+            home.append(stage)
     longest = [(group, max((one.seconds for one in group if one.seconds is not None), default=None)) for group in groups]
     own = next((seconds for group, seconds in longest if log.headline in group), None)
     return own, [seconds for _, seconds in longest if seconds is not None]
@@ -239,9 +242,8 @@ def cleaned(line):
             names = [str(record.pop(key)) for key in ("event", "stage", "name", "phase", "tag") if key in record]
             if "step" in record and not any("val" in key or "bpb" in key for key in record):
                 names.insert(0, f"step:{record.pop('step')}")
-            return " ".join(
-                [*names, *(f"{key}:{value}" for key, value in record.items() if not isinstance(value, (dict, list)))]
-            )
+            plain = [f"{key}:{value}" for key, value in record.items() if not isinstance(value, (dict, list))]
+            return " ".join(names + plain)
     return text.replace('"', "").replace("'", "")
 
 
@@ -294,12 +296,7 @@ def _line_pairs(text):
     if any(_metric(name) for name, *_ in found):
         return found
     bits, nats = re.search(SAID_BITS, text), re.search(SAID_NATS, text)
-    if (
-        bits
-        and nats
-        and not re.search(COMPARED, text)
-        and not re.search(r"(?i)\b(?:better|worse|lower|higher|saved)\b", text)
-    ):
+    if bits and nats and not (re.search(COMPARED, text) or re.search(BETTER, text)):
         found += [("val_bpb", bits[1], "", bits.start()), ("val_nats", nats[1], "", nats.start())]
         return sorted(found, key=lambda one: one[3])
     return found + [(*one.groups(), one.start()) for one in re.finditer(BARE, text)]
@@ -335,20 +332,16 @@ def _stages(text, pairs, number, is_step):
     for _, kind, rest, value in metrics:
         if not re.search(COMPARED, rest):
             found.setdefault(rest, {})[kind] = _number(value)
-    return [
-        LogStage(
-            " ".join(part for part in (name, rest) if part) or "val",
-            _above_zero(figures.get("nats")),
-            _above_zero(figures.get("bpb")),
-            max((one for one in seconds if one is not None), default=None),
-            number,
-            max((one for one in tokens if one), default=None),
-            is_step,
-            re.search(DIAGNOSTIC, f"{name} {rest}") is not None,
-        )
-        for rest, figures in found.items()
-        if any(value is not None and value > 0 for value in figures.values())
-    ]
+    duration = max((one for one in seconds if one is not None), default=None)
+    count = max((one for one in tokens if one), default=None)
+    stages = []
+    for rest, figures in found.items():
+        nats, bpb = (_above_zero(figures.get(kind)) for kind in ("nats", "bpb"))
+        title = " ".join(part for part in (name, rest) if part) or "val"
+        if nats is not None or bpb is not None:
+            diagnostic = re.search(DIAGNOSTIC, f"{name} {rest}") is not None
+            stages.append(LogStage(title, nats, bpb, duration, number, count, is_step, diagnostic))
+    return stages
 
 
 def _above_zero(value):
@@ -356,10 +349,8 @@ def _above_zero(value):
 
 
 def _is_duration(name):
-    words = re.split(r"[_\-./ ]+", name.lower())
-    return (
-        "train" not in words and "avg" not in words and bool({"time", "elapsed", "seconds", "duration", "took"} & set(words))
-    )
+    words = set(re.split(r"[_\-./ ]+", name.lower()))
+    return not words & {"train", "avg"} and bool(words & {"time", "elapsed", "seconds", "duration", "took"})
 
 
 def _seconds(text, unit):
@@ -448,22 +439,14 @@ def _coded(words, what, log):
 
 
 def _read_counts(log, number, text, pairs):
-    """Counts of a line: seed, ranks, shards, parameters, tokens and bytes of the validation text."""
-    plain = {
-        "seed": "seed", "world_size": "world_size", "train_shards": "train_shards", "model_params": "parameters",
-        "parameters": "parameters", "num_params": "parameters", "total_params": "parameters",
-    }  # fmt: skip
+    """Tokens, bytes, shards, ranks, parameters, the seed."""
     for key, value, _, _ in pairs:
-        if what := plain.get(key.lower()):
+        what = "parameters" if key.lower() in PARAMETERS else key.lower()
+        if what in ("seed", "world_size", "train_shards", "parameters"):
             _keep_figure(log, what, _whole(value), number)
-    counts = (
-        ("val_tokens", VAL_TOKENS), ("val_tokens", VAL_LOADER), ("val_tokens", SAID_VAL_TOKENS), ("val_bytes", VAL_BYTES),
-    )  # fmt: skip
-    for what, pattern in counts:
+    for what, pattern in COUNTS:
         if found := re.search(pattern, text):
             _keep_figure(log, what, _whole(found[1]) or None, number)
-    if found := re.search(SCORED_TOKENS, text):
-        _keep_figure(log, "scored_tokens", _whole(found[1]) or None, number)
 
 
 def _read_times(log, number, text):
@@ -484,10 +467,9 @@ def _read_times(log, number, text):
 
 def _read_trained(log, number, text):
     """Seconds of training: the most that a line tells."""
-    if found := re.search(TRAINED, text):
-        _keep_longest(log, "train_seconds", _seconds(found[1] or found[4], found[2] or found[3]), number)
-    elif found := re.search(SAID_TRAINED, text):
-        _keep_longest(log, "train_seconds", _seconds(found[1], found[2]), number)
+    if found := re.search(TRAINED, text) or re.search(SAID_TRAINED, text):
+        value, unit, *turned = found.groups()
+        _keep_longest(log, "train_seconds", _seconds(value or turned[1], unit or turned[0]), number)
 
 
 def _keep_longest(log, what, seconds, number):

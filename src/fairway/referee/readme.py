@@ -2,9 +2,9 @@
 
 import re
 from dataclasses import dataclass, field
-from statistics import mean
+from statistics import mean, pstdev, stdev
 
-from .agree import agrees, byte_figures, matches, other_stage, series, unless_missing
+from .agree import agrees, byte_figures, clock_of, matches, other_stage, seconds_of, series, unless_missing
 from .logs import Printed
 
 MOST_README, MOST_CELLS = 2 << 20, 20_000
@@ -16,15 +16,26 @@ HEADLINE_TEXT = r"(?i)val[_ ]?bpb\W{0,8}(\d\.\d{2,12})(?!\d)"
 CELL_NUMBER = r"^[*_`~≈ ]*([-+]?\d[\d,]*(?:\.\d+)?)\s*(ms|s|sec|MB|MiB|KB|B|bytes|M)?[*_` ]*$"
 
 
+# What the first lines say beside the score, by the contest's custom.
+SECOND_LINE = r"(?i)^\*\*val[_ ]?bpb\b"
+SAID_COUNT = r"(?i)(?<![\w.])(\d+)-seed mean"
+SAID_STD = r"(?i)(?:\bstd\W{1,3}|±\s*)(\d?\.\d{3,12})(?!\d)"
+SAID_MEGABYTES = r"(?<![~≈<≤\d.])(\d+\.\d+) ?MB\b"
+FILE_HASH = r"`([\w.-]+\.\w+)`\W{0,6}([0-9a-fA-F]{64})(?!\w)"
+FILE_SEED = r"`([\w.-]+\.\w+)`[^`|.]{0,40}?\bseed (\d{1,9})\b"
+
+
 @dataclass(eq=False)
 class Readme:
-    """`headline`: the first figure given as val_bpb near the top (Printed, or None) and its `line`; `tables`: those with a
-    column of seeds, [(which column, header, rows)]."""
+    """`heads`: [(line, text, figure)] of the first figure given as val_bpb near the top, and of the next line that begins
+    with one; `tables`: those with a column of seeds, [(which column, header, rows)]; `hashes`: [(file, SHA-256)] and
+    `owners`: [(file, seed)], where a line tells the hash of a file, or whose it is."""
 
     name: str
-    headline: Printed | None = None
-    line: int = 0
+    heads: list = field(default_factory=list)
     tables: list = field(default_factory=list)
+    hashes: list = field(default_factory=list)
+    owners: list = field(default_factory=list)
 
     def seeds(self):
         """The seeds that its tables have rows for."""
@@ -37,9 +48,13 @@ def read_readme(name, text):
     readme, lines, table, cells = Readme(name), text.splitlines(), [], 0
     for number, line in enumerate([*lines, ""], 1):
         line = line.strip()[:4000]
-        found = re.search(HEADLINE_TEXT, line) if readme.headline is None and number <= 15 else None
+        first = number <= 15 and (not readme.heads or (len(readme.heads) == 1 and re.search(SECOND_LINE, line)))
+        found = re.search(HEADLINE_TEXT, line) if first else None
         if found and not re.search(OTHER_RUN, re.sub(r"(?i)^\W*record\b|#", "", line[: found.start()])):
-            readme.headline, readme.line = Printed(found[1]), number
+            readme.heads.append((number, line, Printed(found[1])))
+        if "`" in line and number <= MOST_CELLS:
+            readme.hashes += re.findall(FILE_HASH, line)
+            readme.owners += [(name, int(seed)) for name, seed in re.findall(FILE_SEED, line)]
         if line.startswith("|") and cells < MOST_CELLS:
             row = [cell.strip() for cell in line.strip("|").split("|")]
             cells += len(row)
@@ -72,23 +87,60 @@ def seed_of(cell, named=False):
 
 
 def judge_readme(findings, folder, logs, claims):
-    """G4: the README's headline and its tables of seeds. `claims`: with its `readme`."""
+    """G4: the README's first lines and its tables of seeds. `claims`: with its `readme`."""
     readme = claims.readme
-    if readme.headline is not None:
-        how = matches(readme.headline, [log.headline.bpb for log in logs])
-        other = None if how else other_stage(readme.headline, logs, "bpb")
-        holds = unless_missing(None if how == "subset" else bool(how or (other and not other[1])), logs, claims)
-        shown = f"{mean(float(log.headline.bpb) for log in logs):.8g} over {len(logs)} logs"
-        evidence = f"{readme.name}:{readme.line}: {how or (other and other[0]) or 'no log shows it'}"
-        findings.say("G4", holds, readme.headline.text, shown, readme.headline.unit, evidence)
+    for line, text, figure in readme.heads:
+        judge_head(findings, folder, logs, claims, (f"{readme.name}:{line}", text, figure))
+    judge_rows_of_seeds(findings, logs, claims)
     by_seed = {log.seed: log for log in logs}
     for at, header, body in readme.tables:
         rows = [(by_seed[seed_of(row[at])], row) for row in body if at < len(row) and seed_of(row[at]) in by_seed]
         means = [row for row in body if at < len(row) and re.search(r"(?i)mean|average|avg", row[at])]
-        means = means if set(readme.seeds()) <= set(by_seed) else []
+        spreads = [row for row in body if at < len(row) and re.fullmatch(r"(?i)\W*(?:std|sd|stdev)\W*(?:dev\W*)?", row[at])]
+        means, spreads = (means, spreads) if set(readme.seeds()) <= set(by_seed) else ([], [])
         for column, title in enumerate(header):
             if column != at and rows:
-                judge_column(findings, folder, claims, title, rows_at(rows, column), cell_at(means, column))
+                ends = cell_at(means, column), cell_at(spreads, column)
+                judge_column(findings, folder, claims, title, rows_at(rows, column), ends)
+
+
+def judge_head(findings, folder, logs, claims, head):
+    """G4 for one of the first lines: bpb, and the seeds, spread and bytes beside it. `head`: (where, text, bpb)."""
+    where, text, figure = head
+    measured = [log.headline.bpb for log in logs]
+    how = matches(figure, measured)
+    other = None if how else other_stage(figure, logs, "bpb")
+    holds = unless_missing(None if how == "subset" else bool(how or (other and not other[1])), logs, claims)
+    shown = f"{mean(map(float, measured)):.8g} over {len(logs)} logs"
+    evidence = f"{where}: {how or (other and other[0]) or 'no log shows it'}"
+    findings.say("G4", holds, figure.text, shown, figure.unit, evidence)
+    counted, spread, size = (re.search(pattern, text) for pattern in (SAID_COUNT, SAID_STD, SAID_MEGABYTES))
+    if counted and set(claims.seeds) == {log.seed for log in logs}:
+        findings.say("G4", int(counted[1]) == len(logs), f"{counted[1]}-seed mean", len(logs), 0, f"{where}: logs")
+    if spread and len(logs) > 1 and how == "mean":
+        holds = unless_missing(is_spread(Printed(spread[1]), measured), logs, claims)
+        findings.say("G4", holds, spread[1], f"{stdev(map(float, measured)):.6g}", "", f"{where}: std over {len(logs)} logs")
+    if size and any(log.total_bytes or log.model_bytes for log in logs):
+        columns = zip(*(byte_figures(folder, log, claims)[0] for log in logs), strict=False)
+        sums = [[one / unit for one in column if one] for column in columns for unit in (1e6, 1 << 20)]
+        holds = unless_missing(any(matches(Printed(size[1]), column) in ("mean", "a seed") for column in sums), logs, claims)
+        findings.say("G4", holds, f"{size[1]} MB", sums[0], Printed(size[1]).unit, f"{where}: bytes of the logs")
+
+
+def is_spread(claimed, figures):
+    """Whether a figure is the deviation of figures, of a sample (n - 1) or of all (n)."""
+    unit = max((one.unit for one in figures if isinstance(one, Printed)), default=0.0)
+    return any(agrees(claimed, spread(map(float, figures)), unit) for spread in (stdev, pstdev))
+
+
+def judge_rows_of_seeds(findings, logs, claims):
+    """G4: where submission.json and the logs name the same seeds, a table of as many rows has no other one."""
+    seeds = {log.seed for log in logs}
+    for at, _, body in claims.readme.tables if seeds == set(claims.seeds) else ():
+        rows = {seed_of(row[at]) for row in body if at < len(row)} - {None}
+        if len(rows) == len(seeds) and len(rows & seeds) == len(seeds) - 1 > 0:
+            shown, where = sorted(rows), f"{claims.readme.name}: the seeds of a table"
+            findings.say("G4", False, shown, sorted(seeds), 0, where)
 
 
 def rows_at(rows, column):
@@ -108,9 +160,10 @@ def cell_number(cell):
     return Printed(found[1]) if found and found[2] in (None, "ms", "s", "sec", "bytes", "B") and "~" not in cell else None
 
 
-def judge_column(findings, folder, claims, title, rows, average):
-    """G4 for one column: the stage, or the count, whose figures it shows for most seeds must be shown for all."""
-    readme = claims.readme
+def judge_column(findings, folder, claims, title, rows, ends):
+    """G4 for one column: the stage, or the count, whose figures it shows for most seeds must be shown for all. `ends`: what
+    it gives as their mean and deviation, or None."""
+    readme, (average, spread) = claims.readme, ends
     if not rows or re.search(OTHER_RUN, title):
         return
     known = column_figures(folder, claims, title, [log for log, _ in rows], rows)
@@ -122,7 +175,7 @@ def judge_column(findings, folder, claims, title, rows, average):
     rows = [(log, number, known[best][log.name]) for log, number in rows if known[best].get(log.name) is not None]
     wrong = [(log, number, figure) for log, number, figure in rows if not hit(number, figure)]
     where = f"{readme.name}, column {title!r}, against {best}"
-    if not hits[best] and not related(title, best):
+    if (not hits[best] and not related(title, best)) or (clock_of(title) and 2 * hits[best] <= len(rows)):
         return findings.untested("G4", f"{readme.name}, column {title!r}: no log shows these figures")
     if wrong:
         shown = "; ".join(f"seed {log.seed}: {number.text}" for log, number, _ in wrong)
@@ -131,22 +184,22 @@ def judge_column(findings, folder, claims, title, rows, average):
     unit = max((figure.unit for _, _, figure in rows if isinstance(figure, Printed)), default=0.0)
     if average is not None and len(rows) > 1 and not agrees(average, middle, unit):
         return findings.say("G4", False, f"mean {average.text}", f"{middle:.8g}", average.unit, where)
+    if spread is not None and len(rows) > 1 and not is_spread(spread, [figure for *_, figure in rows]):
+        return findings.say("G4", False, f"std {spread.text}", [figure for *_, figure in rows], spread.unit, where)
     findings.say("G4", True, "; ".join(number.text for _, number, _ in rows), "", rows[0][1].unit, where)
 
 
 def column_figures(folder, claims, title, logs, rows):
     """{what a column may show: {log's name: figure}}, by its title and the size of its numbers."""
     low = title.lower()
+    if clock_of(title):
+        columns = zip(*(seconds_of(title, log) for log in logs), strict=False)
+        return {f"{clock_of(title)} seconds ({at})": by_log(logs, column) for at, column in enumerate(columns)}
     digits = all(0 < number < 20 and number.unit <= 0.001 for _, number in rows)
     whole = all(number.unit >= 1 for _, number in rows)
     if digits and not re.search(r"time|sec|\bms\b|std", low):
-        kinds = (
-            ("nats",)
-            if re.search(r"loss|nats|nll", low)
-            else ("bpb",)
-            if re.search(r"bpb|bpp|bits", low)
-            else ("bpb", "nats")
-        )
+        kinds = ("nats",) if re.search(r"loss|nats|nll", low) else ("bpb", "nats")
+        kinds = ("bpb",) if re.search(r"bpb|bpp|bits", low) and len(kinds) > 1 else kinds
         found = {f"{name} ({kind})": stages_of(stages, kind) for name, stages in series(logs).items() for kind in kinds}
         during = {log.name: [stage for stage in log.stages if stage.during] for log in logs}
         last = {name: stages[-1] for name, stages in during.items() if stages}
@@ -157,14 +210,14 @@ def column_figures(folder, claims, title, logs, rows):
         return {"steps": {log.name: log.steps for log in logs}}
     if re.search(r"bytes|artifact|size|model|total|code", low) and whole and all(number > 10_000 for _, number in rows):
         totals, codes = zip(*(byte_figures(folder, log, claims) for log in logs), strict=True)
-        names = [log.name for log in logs]
-        found = {
-            f"bytes ({at})": dict(zip(names, column, strict=True)) for at, column in enumerate(zip(*totals, strict=False))
-        }
-        return found | {
-            f"code ({at})": dict(zip(names, column, strict=True)) for at, column in enumerate(zip(*codes, strict=False))
-        }
+        found = {f"bytes ({at})": by_log(logs, column) for at, column in enumerate(zip(*totals, strict=False))}
+        return found | {f"code ({at})": by_log(logs, column) for at, column in enumerate(zip(*codes, strict=False))}
     return {"parameters": {log.name: log.parameters for log in logs}} if "param" in low and whole else {}
+
+
+def by_log(logs, column):
+    """{log's name: figure} of figures in the order of the logs."""
+    return {log.name: figure for log, figure in zip(logs, column, strict=True)}
 
 
 def stages_of(stages, kind):

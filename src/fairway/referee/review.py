@@ -13,6 +13,7 @@ from ..problem import Problem
 from .claims import judge_claims, read_claims
 from .dynamic import judge_dynamic
 from .folder import judge_folder, read_folder
+from .hashes import judge_hashes_told
 from .logs import read_log
 from .rules import read_policy
 from .script import judge_match, judge_script, read_script
@@ -62,6 +63,7 @@ def static_rows(folder, policy, record):
     judge_sizes(findings, found, logs, script)
     judge_seeds(findings, logs, claims, record)
     judge_claims(findings, found, logs, claims)
+    judge_hashes_told(findings, found, script, logs, claims)
     return findings.rows
 
 

@@ -4,9 +4,8 @@ import math
 import re
 from statistics import mean, stdev
 
-from scipy.stats import ttest_1samp, ttest_ind
-
 from .agree import seed_logs
+from .margins import RECORD_CHANCE, lacks_spread, margin_readings, t_test
 
 # What two runs of one configuration may well print differently before they train.
 PER_RUN = (
@@ -25,6 +24,7 @@ def judge_seeds(findings, logs, claims, record_bpb=None):
     if chosen:
         judge_number(findings, chosen, seeds, claims)
         judge_missing(findings, logs, claims)
+        judge_named(findings, logs, claims)
     if len(chosen) > 1:
         judge_one_configuration(findings, chosen)
     if record_bpb is not None and chosen:
@@ -49,6 +49,17 @@ def judge_missing(findings, logs, claims):
         )
     elif missing:
         findings.untested("G1", f"{claims.name} names seed {missing[0]}; some logs do not say their seed")
+
+
+def judge_named(findings, logs, claims):
+    """S3: a log that is named for a seed is that seed's. A number that is no seed of the folder may count the runs."""
+    known = {*claims.seeds, *(log.seed for log in logs)}
+    for log in logs:
+        found = re.findall(r"(?i)seed[_-]?(\d{1,9})(?!\d)", log.name)
+        told = {log.settings.get("seed"), str(log.seed)}
+        if found and log.seed is not None and found[-1] not in told:
+            holds = False if int(found[-1]) in known - {log.seed} else None
+            findings.say("S3", holds, log.seed, int(found[-1]), 0, f"{log.name} is of another seed than its name says")
 
 
 def judge_one_configuration(findings, logs):
@@ -136,24 +147,18 @@ def judge_margin(findings, logs, record_bpb):
     for log in logs:
         if log.headline.nats is not None:
             ratios.append(float(log.headline.nats) / math.log(2) / float(log.headline.bpb))
-    margins = {"nats a byte": margin / math.log(2), "bpb": margin}
-    if ratios:
-        margins = {"nats a token": margin / math.log(2) / mean(ratios), **margins}
+    margins = margin_readings(margin, mean(ratios) if ratios else None)
     chances = {unit: better_by(own, record, bpb) for unit, bpb in margins.items()}
     shown = {unit: f"p = {chances[unit]:.2g} for {bpb:.5f} bpb" for unit, bpb in margins.items()}
-    holds = all(chance < 0.01 for chance in chances.values())
+    holds = all(chance < RECORD_CHANCE for chance in chances.values())
     gained = f"{mean(own):.6f} bpb (sd {stdev(own):.6f}, {len(own)} seeds), {mean(record) - mean(own):+.6f} better"
-    split = len({chance < 0.01 for chance in chances.values()}) > 1
+    split = len({chance < RECORD_CHANCE for chance in chances.values()}) > 1
     reason = "the unit decides" if split else "under all readings of the unit"
-    findings.say("S1", None if split else holds, shown, "p < 0.01", f"{margin:g} nats", f"{gained}; {reason}")
+    findings.say("S1", None if split else holds, shown, f"p < {RECORD_CHANCE:g}", f"{margin:g} nats", f"{gained}; {reason}")
 
 
 def better_by(own, record, margin):
-    """The one-sided p-value of `own` lying below `record` by more than `margin`, all in bpb."""
-    own = [one + margin for one in own]
-    spread = stdev(own) if len(own) > 1 else 0.0
-    if spread < 1e-12 and (len(record) == 1 or stdev(record) < 1e-12):
-        return 0.0 if mean(own) < mean(record) else 1.0
-    if len(record) == 1:
-        return float(ttest_1samp(own, record[0], alternative="less").pvalue)
-    return float(ttest_ind(own, record, equal_var=False, alternative="less").pvalue)
+    """The one-sided p-value of `own`, two figures or more, lying below `record` by more than `margin`, all in bpb."""
+    if lacks_spread(own, record):
+        return 0.0 if mean(own) + margin < mean(record) else 1.0
+    return float(t_test(own, record, margin).pvalue)

@@ -172,4 +172,6 @@ def _write_score(folder, report, nats_N, own):
     own &= not (folder / RUN).exists() or read_run(folder).get("data_hash", report["data_hash"]) == report["data_hash"]
     # A score on other data, by other means, or by what is no probability is in score.json; the run's own figure stays.
     own &= report["normalised"]
-    update_run(folder, {"phases": report["phases"]} | ({"bpb": {"packed": report["bpb"]}} if own else {}))
+    # Training's own compilation stays beside this one's.
+    phases = {"compile for score" if name == "compile" else name: spent for name, spent in report["phases"].items()}
+    update_run(folder, {"phases": phases} | ({"bpb": {"packed": report["bpb"]}} if own else {}))

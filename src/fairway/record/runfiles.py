@@ -1,0 +1,129 @@
+"""Run folders without torch: finding them among thousands, and what their small files say."""
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..files import read_json
+from ..problem import Problem
+from ..runfolder import AUDIT, LEDGER, RUN, SCORE, read_run
+
+SKIPPED = ("__pycache__", ".git", ".venv")
+# Where the two long files say their sums: the ledger's total stands first, the audit's summary near its end.
+LEDGER_HEAD = re.compile(rb'\{\s*"total": (\d+),')
+AUDIT_TAIL = re.compile(rb'"summary": (\{[^{}]*\})')
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """A run folder's files, read: run.json whole, the others None where they are not there yet."""
+
+    folder: Path
+    run: dict
+    score: dict | None
+    ledger: dict | None
+    audit: dict | None
+
+    @property
+    def name(self):
+        return self.folder.absolute().name
+
+    @property
+    def seed(self):
+        return self.run["seed"]
+
+    @property
+    def bpb(self):
+        """Bits per byte of the packed file by the recipe's own evaluation, or None."""
+        return self.run.get("bpb", {}).get("packed")
+
+    @property
+    def nats_per_token(self):
+        """Mean nats of a target of the score, or None."""
+        return self.score["nats"] / self.score["tokens"] if self.score else None
+
+    @property
+    def bytes_per_token(self):
+        """Mean bytes of a scored target, or None."""
+        return self.score["bytes"] / self.score["tokens"] if self.score else None
+
+    @property
+    def staircase(self):
+        """[(stage, bpb)] from the trained weights to the score: weights, then the stages of score.json in their order."""
+        steps = [("weights", self.run["bpb"]["weights"])] if "weights" in self.run.get("bpb", {}) else []
+        return steps + [(stage["name"], stage["bpb"]) for stage in (self.score or {}).get("stages", ())]
+
+    @property
+    def train_seconds(self):
+        """Seconds of training that the clock counted, or None."""
+        return self.run.get("phases", {}).get("train")
+
+    @property
+    def artifact_seconds(self):
+        """Training and calibration: all that reads data to set weights; None before training has ended."""
+        phases = self.run.get("phases", {})
+        return phases["train"] + phases.get("calibrate", 0.0) if "train" in phases else None
+
+    @property
+    def score_seconds(self):
+        """Seconds of the pass that is the score, or None."""
+        return self.score["stages"][-1]["seconds"] if self.score and self.score.get("stages") else None
+
+    @property
+    def total_bytes(self):
+        """Bytes of train_gpt.py and model.bin together, or None."""
+        return self.ledger["total"] if self.ledger else None
+
+
+def run_folders(paths):
+    """Run folders among and below `paths`, each path's in order of name, every one once; a run's own folders are not looked
+    into. Problem for a path that is not there."""
+    found = {}
+    for path in map(Path, paths):
+        if not path.is_dir():
+            raise Problem(f"{path} is no folder; give run folders, or a folder of them")
+        # Links are not followed below `path`, so that what it resolves to is the head of all that is found there.
+        head, length = os.path.realpath(path), len(str(path))
+        for place, inner, names in os.walk(path):
+            inner[:] = [] if RUN in names else sorted(name for name in inner if name not in SKIPPED)
+            if RUN in names:
+                found.setdefault(os.path.join(head, place[length:].lstrip(os.sep)).rstrip(os.sep), Path(place))
+    return list(found.values())
+
+
+def glance_at(folder):
+    """The RunFiles of a run folder, for lists of thousands: of the ledger only its `total`, of the audit its `summary`.
+
+    Problem for a folder without a run, or with a broken file; what is not read is not checked.
+    """
+    folder = Path(folder)
+    run = read_run(folder, "data_hash", "recipe_hash", "seed")
+    names = os.listdir(folder)
+    score, ledger, audit = (folder / name if name in names else None for name in (SCORE, LEDGER, AUDIT))
+    return RunFiles(
+        folder,
+        run,
+        score and object_in(score),
+        ledger and glance_in(ledger, LEDGER_HEAD, "total", 200, os.SEEK_SET),
+        audit and glance_in(audit, AUDIT_TAIL, "summary", -4096, os.SEEK_END),
+    )
+
+
+def object_in(path):
+    """A JSON file's object. Problem where it is broken, or holds something else."""
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise Problem(f"{path} holds a {type(found).__name__}, not an object; write it again")
+    return found
+
+
+def glance_in(path, pattern, key, length, whence):
+    """{key: value} of a JSON file, by `pattern` in its first (or with SEEK_END and a negative number, last) `length` bytes;
+    from the whole file where it is not found there."""
+    with open(path, "rb") as file:
+        if whence == os.SEEK_END:
+            file.seek(max(0, file.seek(0, whence) + length))
+        match = pattern.search(file.read(abs(length)))
+    return {key: json.loads(match[1])} if match else {key: object_in(path)[key]}

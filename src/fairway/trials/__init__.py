@@ -1,0 +1,1 @@
+"""Many runs: seeds, job arrays, sweeps, and where their metrics go."""
