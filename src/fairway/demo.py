@@ -21,8 +21,9 @@ from .stages import pack, score, train
 from .terminal import print_table
 from .trials.seeds import train_seeds
 
-SEEDS, SHORT_STEPS = (42, 314, 1234), 40
-SMALLER = ("model.width=128",)  # what the full demo compares its runs with
+SEEDS, SHORT_STEPS = (42, 314, 1234), 30
+SHORT = ("calibrate.Calibration.tokens=16384",)
+SMALLER = (*SHORT, "model.width=64", "model.layers=4")  # what the full demo compares its runs with
 
 
 def free_folder(parent, name):
@@ -34,7 +35,7 @@ def free_folder(parent, name):
 def run_demo(out, steps, terminal):
     """Runs every stage on the interpreter's own documentation; returns what the table shows as a dictionary."""
     out, clock = Path(out), Clock()
-    build_demo_data(out, clock, terminal)
+    build_demo_data(out, out / "data", 40, clock, terminal)
     folder = free_folder(out, "demo")
     run = train("demo", out / "data", folder, 42, steps, None, (), terminal)
     ledger = pack(folder, None, "base85", terminal)
@@ -43,13 +44,13 @@ def run_demo(out, steps, terminal):
     return {"data": str(out / "data"), "run": str(folder), "train": run, "ledger": ledger, "score": scored, "phases": phases}
 
 
-def build_demo_data(out, clock, terminal):
-    """The data folder `out/data`: this interpreter's own library and its documentation."""
+def build_demo_data(out, folder, val_every, clock, terminal):
+    """A data folder of this interpreter's own library; one file in `val_every` is for validation."""
     if out.exists() and not out.is_dir():
         raise Problem(f"{out} is a file; give --out a folder")
     with clock.phase("data"):
         # Lossless, so that the bytes counted are the bytes of the files; the contest's own normalisation folds white space.
-        build_dataset("python-docs", out / "data", normalization="identity", val_every=40, progress=terminal.note)
+        build_dataset("python-docs", folder, normalization="identity", val_every=val_every, progress=terminal.note)
 
 
 def run_full_demo(out, steps, terminal):
@@ -58,13 +59,14 @@ def run_full_demo(out, steps, terminal):
     Returns what each gave; DoesNotHold where a seed fails or the review finds fault with the folder.
     """
     out, clock = Path(out), Clock()
-    build_demo_data(out, clock, terminal)
+    data = out / "data-of-full"
+    build_demo_data(out, data, 80, clock, terminal)
     home, budget = free_folder(out, "full"), (steps or SHORT_STEPS, None)
     how = {"ranks": 1, "sinks": (), "submit": None, "cluster": ()}
     with clock.phase("three seeds, audited"):
-        run_demo_seeds(out, home / "three", (*budget, ()), how | {"until": "audit"}, terminal)
+        run_demo_seeds(data, home / "three", (*budget, SHORT), how | {"until": "audit"}, terminal)
     with clock.phase("three of a smaller model"):
-        run_demo_seeds(out, home / "smaller", (*budget, SMALLER), how | {"until": "score"}, terminal)
+        run_demo_seeds(data, home / "smaller", (*budget, SMALLER), how | {"until": "score"}, terminal)
     about = {"name": "Fairway demo", "author": "Fairway", "github": "fairway", "blurb": "", "track": "non-record-16mb"}
     with clock.phase("comparison, record, review, report"):
         comparison = compare([home / "three"], [home / "smaller"], ())
@@ -79,9 +81,9 @@ def run_full_demo(out, steps, terminal):
     }  # fmt: skip
 
 
-def run_demo_seeds(out, folder, budget, how, terminal):
+def run_demo_seeds(data, folder, budget, how, terminal):
     """Takes all seeds as far as `how` says; DoesNotHold names the first that did not come so far."""
-    found = train_seeds("demo", out / "data", folder, list(SEEDS), budget, how, terminal)
+    found = train_seeds("demo", data, folder, list(SEEDS), budget, how, terminal)
     for row in found["seeds"]:
         if row["reached"] != how["until"]:
             raise DoesNotHold(f"seed {row['seed']} of {folder} did not come to {how['until']}: {row['attempts'][-1:]}")

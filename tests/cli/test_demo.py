@@ -3,6 +3,7 @@
 import json
 import resource
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -49,6 +50,45 @@ def test_the_demo_ends_with_its_table(tmp_path):
     assert result.keys() >= {"weights", "packed file", "packed file, sliding windows", "train_gpt.py", "model.bin", "total"}
     assert result.keys() >= {"data", "compile", "train", "quantise", "encode", "decode", "score"}
     assert out.splitlines()[-1].startswith(f"{tmp_path / 'demo-1'} holds the run; next: fairway train demo --data ")
+
+
+@pytest.mark.slow
+def test_the_full_demo_ends_with_a_folder_that_passes_review_and_scores_the_same_elsewhere(tmp_path):
+    begin = time.monotonic()
+    code, out, errors = demo("--full", "--json", "--out", tmp_path / "runs")
+    seconds = time.monotonic() - begin
+    assert code == 0, errors
+    result, home = json.loads(out), tmp_path / "runs" / "full-1"
+    assert result["run"] == str(home) and result["review"]["fail"] == 0 and result["review"]["pass"] > 60
+    told = json.loads((home / "record" / "submission.json").read_text())
+    assert told["seeds"] == [42, 314, 1234] and "exceptions" not in told
+    assert told["compliance"]["three_seeds"] is told["compliance"]["artifact_under_16mb"] is True
+    runs = {row["seed"]: row["bpb"] for row in result["comparison"]["runs"]["runs"]}
+    assert told["val_bpb"] == pytest.approx(sum(runs.values()) / 3, abs=1e-7)
+    assert result["comparison"]["test"] == "paired t" and result["comparison"]["delta"]["bpb"] != 0
+    page = (home / "report.html").read_text()
+    assert len(page.encode()) == result["report"]["bytes"] < 2_000_000
+    assert f"{told['val_bpb']:.4f}" in page
+    # The folder alone, from an empty directory.
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    for name in ("train_gpt.py", "model.bin"):
+        shutil.copy(home / "record" / name, alone)
+    command = [
+        sys.executable,
+        "-I",
+        "train_gpt.py",
+        "--stage",
+        "score",
+        "--data",
+        tmp_path / "runs" / "data-of-full",
+        "--out",
+        ".",
+    ]
+    done = subprocess.run(command, cwd=alone, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((alone / "score.json").read_text())["bpb"] == runs[42]
+    assert seconds < 480
 
 
 RESULT = {

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from fairway.record.charts import band_chart, budget_bars, interval_chart, line_chart, staircase, treemap
+from fairway.record.charts import band_chart, budget_bars, greatest_shown, interval_chart, line_chart, staircase, treemap
 from fairway.record.marks import (
     CHART_STYLE,
     clipped,
@@ -487,3 +487,14 @@ def test_texts_are_cut_and_broken_to_their_room():
         "".join(lines_of("blocks.*.mlp.up", 70, 12)) == "blocks.*.mlp.up" and len(lines_of("blocks.*.mlp.up", 70, 12)) == 2
     )
     assert lines_of("unbreakable", 20, 12) is None
+
+
+def test_one_curve_that_goes_astray_leaves_the_others_their_shapes():
+    calm = [(step, 2 + 6 / step) for step in range(1, 401)]
+    wild = [(step, y if step < 300 else 1e9) for step, y in calm]
+    both = [{"name": "calm", "points": calm}, {"name": "wild", "points": wild}]
+    svg = views(line_chart("a", "t", both, "step", "loss"))[0]
+    assert "at the upper edge: more, up to 1,000,000,000" in texts(svg) and "8" in texts(svg)
+    alone = views(line_chart("b", "t", both[:1], "step", "loss"))[0]
+    assert not any("upper edge" in text for text in texts(alone))
+    assert greatest_shown([[1.0, -5.0], [-2.0, -3.0]]) == 1.0 and greatest_shown([[2.0, 2.0, 13.0]]) == 8.0

@@ -136,8 +136,8 @@ def test_seconds_say_what_is_counted_and_leave_the_scores_own_out_of_the_making(
 def test_verdicts_stand_by_rule_and_with_their_evidence_the_worst_first(whole):
     text = whole[1].text
     tables = [table for table in whole[1].tables if table[0][0] == "rule"]
-    assert tables[0][1:] == [["T1", "FAIL", "FAIL", "FAIL", "time holds"], ["C1", *["NOT TESTED"] * 3, "causality holds"]]
-    assert tables[1][1:] == [["A1", "PASS", "PASS", "PASS", "size holds"]]
+    assert tables[0][1:] == [["T1 time holds", *["FAIL"] * 3], ["C1 causality holds", *["NOT TESTED"] * 3]]
+    assert tables[1][1:] == [["A1 size holds", *["PASS"] * 3]]
     for at, (rule, _, _) in enumerate(VERDICTS):
         assert text.count(f"evidence {at} of {rule}") == 3
     order = [text.index(f"evidence {at} of") for at in (3, 2, 0, 1)]
@@ -279,6 +279,9 @@ def test_a_comparison_is_quoted_with_its_margins_and_what_differs(tmp_path):
     found = compare([tmp_path / "own"], [tmp_path / "other"], ())
     assert found["sentence"] in page.text and found["test"] == "paired t"
     assert f"Difference {found['delta']['bpb']:+.4f} bpb from other: 95 %" in page.text
+    assert "paired t; better" in page.text
+    # One recipe name on both sides: the sides are called as the sentence calls them.
+    assert "own (demo) " in page.text and [row[0] for row in page.table("run", "bpb", "sd")][4:5] == ["other (demo), seed 1"]
     margins = page.table("the contest's margin")
     assert [row[0] for row in margins] == ["0.005 nats a token", "0.005 nats a byte", "0.005 bpb"]
     assert [row[1] for row in margins] == [f"{one['bpb']:.6f}" for one in found["margins"].values()]
@@ -368,3 +371,34 @@ def test_text_has_a_contrast_of_four_and_a_half_in_every_scheme(whole, block):
     for name in ("ink", "muted", "link", "pass", "fail", "untested", *(f"s{at}" for at in range(8))):
         assert contrast(named[name], named["paper"]) >= 4.5, name
     assert contrast(named["ink"], named["panel"]) >= 4.5
+
+
+def test_scores_that_disagree_with_themselves_are_not_called_too_few(tmp_path):
+    runs = [scored_run(tmp_path / f"seed{seed}", seed) for seed in (1, 2)]
+    change(runs[0] / "score.json", bpb=1.0)
+    page = page_of(tmp_path, runs)
+    assert "No spread to show: " in page.text and "fewer than two runs are scored" not in page.text
+
+
+def test_what_is_over_a_limit_says_so_in_words(tmp_path):
+    run = scored_run(tmp_path / "a", 1)
+    change(run / "ledger.json", total=16_000_001)
+    change(run / "run.json", phases={"train": 600.0, "calibrate": 10.3})
+    text = page_of(tmp_path, [run]).text
+    assert "code and model (a); 1 over" in text and "with calibration (a); 10.3 s over" in text
+
+
+def test_a_page_replaces_a_page_and_nothing_else(tmp_path):
+    run = scored_run(tmp_path / "a", 1)
+    before = (run / "score.json").read_bytes()
+    with pytest.raises(Problem, match="is no HTML page; name another file"):
+        write_report([run], (), run / "score.json")
+    assert (run / "score.json").read_bytes() == before
+    assert write_report([run], (), tmp_path / "page.html") == write_report([run], (), tmp_path / "page.html")
+
+
+@pytest.mark.parametrize("step", ['"x"', "null", "[]", "1e999"])
+def test_a_line_of_metrics_without_a_step_is_left_out(tmp_path, step):
+    run = trained_run(tmp_path / "a", 1)
+    (run / "metrics.jsonl").write_text(f'{{"step": 1, "loss": 6.5}}\n{{"loss": 6}}\n{{"step": {step}, "loss": 5}}\n')
+    assert page_of(tmp_path, [run]).table("steps")[-1] == ["1", "6.5000"]

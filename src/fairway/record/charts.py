@@ -7,13 +7,16 @@ people see is the page's. Each is drawn for a wide and for a narrow place, of wh
 as they are, escaped; values that are no numbers (None, nan, infinite) are left out, which the description says."""
 
 import math
+from statistics import median
 
 from .marks import (
+    Plot,
     bottom_axis,
     chart_markup,
     column_means,
     fitting_ticks,
     four_decimals,
+    hatch,
     hue,
     is_drawable,
     legend,
@@ -23,8 +26,6 @@ from .marks import (
     spoken,
     text_width,
     thin,
-    tick_labels,
-    ticks,
 )
 
 CURVE_POINTS = 420  # of one curve in the wide view, half of them in the narrow one: 11 kB together, with its means
@@ -38,7 +39,7 @@ def line_chart(ident, title, series, x_label, y_label, log_x=False):
     for index, one in enumerate(series):
         points = [(x, y) for x, y in one["points"] if is_drawable(x) and is_drawable(y) and (x > 0 or not log_x)]
         lost = len(one["points"]) - len(points)
-        note = f", {lost:,} left out" if lost else ""
+        note = f", {lost:,} left out (no number)" if lost else ""
         if points:
             curves.append((hue(index), f"{one['name']}{note}", points))
             told.append(told_curve(one["name"], points, x_label, y_label) + note + ".")
@@ -49,20 +50,36 @@ def line_chart(ident, title, series, x_label, y_label, log_x=False):
         keys = [(kind, text) for kind, text, _ in curves] if len(series) > 1 else []
         top = legend(canvas, 0, keys, "line") + (0.4 * canvas.size if keys else 0)
         xs, ys = ([point[axis] for _, _, points in curves for point in points] for axis in (0, 1))
-        plot = Plot(canvas, top, padded(min(ys), max(ys)), y_label, 190 if canvas.narrow else 250)
+        most = greatest_shown([[y for _, y in points] for _, _, points in curves])
+        plot = Plot(canvas, top, padded(min(ys), most), y_label, 190 if canvas.narrow else 250)
         low, high = (min(xs), max(xs)) if min(xs) < max(xs) else padded(min(xs), max(xs), 0)
         place = scale(low, high, plot.left, plot.right, log_x)
         marked = fitting_ticks(low, high, 4 if canvas.narrow else 7, plot.right - plot.left, canvas.size, log_x)
         canvas.height = bottom_axis(canvas, place, marked, plot.top, plot.bottom, x_label)
         for kind, _, points in curves:
-            draw_curve(canvas, kind, [(place(x), plot.place(y)) for x, y in points])
+            draw_curve(canvas, kind, [(place(x), max(plot.top, plot.place(y))) for x, y in points])
         if any(len(points) > curve_points(canvas) for *_, points in curves):
             note = "faint: all points; line: mean"
             if text_width(note + x_label, canvas.size) + 12 > canvas.width:
                 canvas.height += 1.35 * canvas.size
             canvas.words(0, canvas.height - 0.5 * canvas.size, note, "quiet")
+        if max(ys) > most:
+            canvas.height = note_below(canvas, f"at the upper edge: more, up to {spoken(max(ys))}")
 
     return chart_markup(ident, title, f"{y_label} by {x_label}. " + " ".join(told), draw if curves else None)
+
+
+def greatest_shown(columns):
+    """Where the axis of curves ends, of the y of each: their greatest, or 4 times the least of their medians where one goes
+    beyond 6 times: one run that diverges, or a spike, leaves the others their shapes."""
+    greatest, usual = max(map(max, columns)), min(map(median, columns))
+    return 4 * usual if 0 < 6 * usual < greatest else greatest
+
+
+def note_below(canvas, text):
+    """Writes a line below what is drawn; returns where it ends."""
+    canvas.words(0, canvas.height + 0.85 * canvas.size, text, "quiet", room=canvas.width)
+    return canvas.height + 1.35 * canvas.size
 
 
 def curve_points(canvas):
@@ -90,26 +107,6 @@ def told_curve(name, points, x_label, y_label):
         return f"{count}, {y_label} {spoken(y)} at {x_label} {spoken(x)}"
     least = min(value for _, value in points)
     return f"{count}, {spoken(y)} at {x_label} {spoken(x)}, {spoken(last_y)} at {spoken(last_x)}, least {spoken(least)}"
-
-
-class Plot:
-    """The frame of a plot whose y axis is of numbers: draws ticks, grid and the name of the axis, and has the scale."""
-
-    def __init__(self, canvas, top, between, y_label, height):
-        values = ticks(*between, 5 if canvas.narrow else 6)
-        texts = tick_labels(values)
-        self.left = max((text_width(text, canvas.size) for text in texts), default=0) + 8
-        self.right = canvas.width - 6
-        self.top = top + (1.6 if y_label else 0.6) * canvas.size
-        self.bottom = self.top + height
-        self.place = scale(*between, self.bottom, self.top)
-        if y_label:
-            canvas.words(0, top + canvas.size, y_label, "quiet", room=canvas.width)
-        for value, text in zip(values, texts, strict=True):
-            y = self.place(value)
-            canvas.line("grid", self.left, y, self.right, y)
-            canvas.words(self.left - 6, y + 0.35 * canvas.size, text, "quiet", "end")
-        canvas.line("axis", self.left, self.bottom, self.right, self.bottom)
 
 
 def staircase(ident, title, columns):
@@ -170,7 +167,7 @@ def draw_stairs(canvas, left, top, width, name, steps, span):
     if between[0] == between[1]:
         between = padded(center, center)
     place = scale(*between, start, end)
-    canvas.words(left, top + 1.2 * size, name, "strong", room=width)
+    canvas.words(left, top + 1.2 * size, name, "strong", room=width / 1.14)
     first = top = top + 1.9 * size
     for at, (stage, bpb) in enumerate(steps):
         middle, base = top + high / 2, top + high / 2 + 0.35 * size
@@ -314,15 +311,6 @@ def seconds_text(seconds):
     return f"{spoken(seconds) if seconds == int(seconds) else f'{seconds:,.1f}' if seconds >= 0.1 else f'{seconds:.2g}'} s"
 
 
-def hatch(canvas):
-    """Puts a hatched pattern into the picture; returns what `fill` refers to it by."""
-    name = f"{canvas.ident}-hatch"
-    inner = '<rect class="hatch" width="6" height="6"/><line class="hatching" x1="0" y1="0" x2="0" y2="6"/>'
-    attributes = 'width="6" height="6" patternUnits="userSpaceOnUse" patternTransform="rotate(45)"'
-    canvas.elements.append(f'<defs><pattern id="{name}" {attributes}>{inner}</pattern></defs>')
-    return f"url(#{name})"
-
-
 def interval_chart(ident, title, rows, marks):
     """Single values as rings, means with intervals: a line a group. `rows`: [{"label": str, "points": [number], "mean":
     number, "low": number, "high": number}], the last three None where there is none; `marks`, vertical lines:
@@ -373,7 +361,7 @@ def interval_text(row):
 def draw_interval(canvas, place, row, top, apart):
     """One row of an interval chart: label and figures above, on two lines if `apart`, the mean and the values below."""
     size, base = canvas.size, top + 1.4 * canvas.size
-    canvas.words(0, base, row["label"], "strong over", room=canvas.width / 1.12)
+    canvas.words(0, base, row["label"], "strong over", room=canvas.width / 1.14)
     base += 1.3 * size if apart else 0
     canvas.words(canvas.width, base, interval_text(row), "over", "end", canvas.width)
     middle = base + 1.2 * size

@@ -59,7 +59,11 @@ def loss_curves(ones, names):
         except Problem as problem:
             faults.append(str(problem))
             continue
-        points = [(row["step"], row["loss"]) for row in rows if isinstance(row.get("loss"), (int, float))]
+        points = [
+            (row["step"], row["loss"])
+            for row in rows
+            if isinstance(row.get("loss"), (int, float)) and isinstance(row.get("step"), int)
+        ]
         if points:
             series.append({"name": name, "points": points})
     last = max((step for one in series for step, _ in one["points"]), default=0)

@@ -29,6 +29,7 @@ def group_facts(name, runs):
             fault = str(problem)
     return {
         "name": name,
+        "label": name,
         "runs": runs,
         "scored": scored,
         "stats": stats,
@@ -115,7 +116,8 @@ def comparison_tiles(comparison):
     found = comparison["found"]
     delta = found["delta"]["bpb"]
     state = "untested" if found["noise"] else "pass" if delta < 0 else "fail"
-    about = found["noise"] or f"95 % {span_text(found['interval'], 4, '+')}, {found['test']}"
+    better = "better" if delta < 0 else "worse"
+    about = found["noise"] or f"95 % {span_text(found['interval'], 4, '+')}, {found['test']}; {better}"
     return [tile("Difference", f"{delta:+.4f} bpb", f"from {found['against']['name']}: {about}", state)]
 
 
@@ -151,7 +153,8 @@ def limit_tiles(ones, names):
         most = f"most of {len(known)} runs, {run}" if len(known) > 1 else run
         failed = any(row["rule"] in rules and row["verdict"] == "FAIL" for one in ones for row in verdict_rows(one))
         state = "fail" if failed else "pass" if value <= limit + slack else "untested" if unit else "fail"
-        note = f"; the limit is for {CONTEST}" if state == "untested" else ""
+        over = f"; {value - limit:,.{1 if unit else 0}f}{unit} over" if value > limit + slack else ""
+        note = over + (f"; the limit is for {CONTEST}" if state == "untested" else "")
         text = f"{value:,.1f}{unit}" if unit else f"{value:,}"
         found.append(tile(name, text, f"of {limit:,.0f}{unit}, {about} ({most}){note}", state, min(1.0, value / limit)))
     return found

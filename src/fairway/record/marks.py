@@ -36,7 +36,14 @@ CHART_STYLE = """
 .chart .mark { stroke: var(--ink); stroke-width: 1.2; stroke-dasharray: 5 3; }
 .chart .curve { stroke: var(--hue); stroke-width: 1.4; stroke-linejoin: round; fill: none; }
 .chart .faint { stroke-opacity: 0.3; stroke-width: 1; }
-.chart .again { stroke-dasharray: 6 3; }
+.chart .curve.s1:not(.faint) { stroke-dasharray: 8 2; }
+.chart .curve.s2:not(.faint) { stroke-dasharray: 3 2; }
+.chart .curve.s3:not(.faint) { stroke-dasharray: 9 2 2 2; }
+.chart .curve.s4:not(.faint) { stroke-dasharray: 14 3; }
+.chart .curve.s5:not(.faint) { stroke-dasharray: 5 5; }
+.chart .curve.s6:not(.faint) { stroke-dasharray: 12 2 2 2 2 2; }
+.chart .curve.s7:not(.faint) { stroke-dasharray: 1.5 2.5; }
+.chart .curve.again:not(.faint) { stroke-width: 2.6; }
 .chart .thick { stroke: var(--hue); stroke-width: 2.2; }
 .chart .solid { fill: var(--hue); }
 .chart .tint { fill: var(--hue); fill-opacity: 0.26; }
@@ -131,7 +138,7 @@ def chart_markup(ident, title, told, draw):
 
 
 def hue(index):
-    """Class of the colour of the `index`-th series; the colours come round again, dashed."""
+    """Class of the colour of the `index`-th series; the colours and dashes come round again, thicker."""
     return f"s{index % HUES}" + (" again" if index >= HUES else "")
 
 
@@ -305,14 +312,14 @@ def lines_of(label, room, size):
 
 def legend(canvas, top, items, mark):
     """Draws [(classes, text)] from `top` down, as many a line as fit; `mark` is "line" or "box". Returns where it ends."""
-    key, gap, x, y = 18, 16, 0.0, top
+    key, gap, x, y = 36 if mark == "line" else 18, 16, 0.0, top
     for kind, text in items:
         room = min(text_width(text, canvas.size), canvas.width - key)
         if x and x + key + room > canvas.width:
             x, y = 0.0, y + canvas.line_height
         middle = y + 0.75 * canvas.line_height - 0.35 * canvas.size
         if mark == "line":
-            canvas.line(f"curve thick {kind}", x, middle, x + 13, middle)
+            canvas.line(f"curve {kind}", x, middle, x + 30, middle)
         else:
             canvas.rect(kind, x, middle - 5, 11, 11)
         canvas.words(x + key, y + 0.75 * canvas.line_height, text, room=canvas.width - key)
@@ -333,3 +340,32 @@ def bottom_axis(canvas, place, marked, top, bottom, title="", lines=True):
         base += 1.35 * canvas.size
         canvas.words(canvas.width, base, title, "quiet", "end", canvas.width)
     return base + 0.5 * canvas.size
+
+
+class Plot:
+    """The frame of a plot whose y axis is of numbers: draws ticks, grid and the name of the axis, and has the scale."""
+
+    def __init__(self, canvas, top, between, y_label, height):
+        values = ticks(*between, 5 if canvas.narrow else 6)
+        texts = tick_labels(values)
+        self.left = max((text_width(text, canvas.size) for text in texts), default=0) + 8
+        self.right = canvas.width - 6
+        self.top = top + (1.6 if y_label else 0.6) * canvas.size
+        self.bottom = self.top + height
+        self.place = scale(*between, self.bottom, self.top)
+        if y_label:
+            canvas.words(0, top + canvas.size, y_label, "quiet", room=canvas.width)
+        for value, text in zip(values, texts, strict=True):
+            y = self.place(value)
+            canvas.line("grid", self.left, y, self.right, y)
+            canvas.words(self.left - 6, y + 0.35 * canvas.size, text, "quiet", "end")
+        canvas.line("axis", self.left, self.bottom, self.right, self.bottom)
+
+
+def hatch(canvas):
+    """Puts a hatched pattern into the picture; returns what `fill` refers to it by."""
+    name = f"{canvas.ident}-hatch"
+    inner = '<rect class="hatch" width="6" height="6"/><line class="hatching" x1="0" y1="0" x2="0" y2="6"/>'
+    attributes = 'width="6" height="6" patternUnits="userSpaceOnUse" patternTransform="rotate(45)"'
+    canvas.elements.append(f'<defs><pattern id="{name}" {attributes}>{inner}</pattern></defs>')
+    return f"url(#{name})"

@@ -1,6 +1,8 @@
 """`fairway report`: one HTML page of runs that needs nothing beside it: no network, no scripts, no other file."""
 
 from importlib.resources import files as package_files
+from io import BytesIO
+from pathlib import Path
 
 from ..files import write_text
 from ..node import differences
@@ -43,6 +45,7 @@ SECTIONS = (
     ("result", "Result"), ("seeds", "Seeds"), ("verdicts", "Verdicts"), ("stages", "Stages"), ("bytes", "Bytes"),
     ("seconds", "Seconds"), ("loss", "Loss"), ("recipe", "Recipe"), ("origin", "Origin"),
 )  # fmt: skip
+PAGE_START = b"<!DOCTYPE html>"
 
 
 def write_report(runs, against, out):
@@ -51,10 +54,22 @@ def write_report(runs, against, out):
     `against`: paths of runs to compare with, or (). Runs may be in any state: what is missing is said in its place.
     Problem for a path without runs, and for an `out` that cannot be written.
     """
+    refuse_other_file(Path(out))
     ones, others = chosen_runs(runs), chosen_runs(against) if against else []
     text = render_page(report_page(ones, others))
     write_text(out, text)
     return {"path": str(out), "bytes": len(text.encode()), "runs": len(ones)}
+
+
+def refuse_other_file(out):
+    """Problem where `out` is a file that is no page: a run's own file, say, would be lost under one."""
+    try:
+        with open(out, "rb") if out.is_file() else BytesIO() as file:
+            start = file.read(len(PAGE_START))
+    except OSError as error:
+        raise Problem(f"cannot read {out}, which stands there already: {error.strerror}") from None
+    if start not in (b"", PAGE_START):
+        raise Problem(f"{out} stands there already and is no HTML page; name another file")
 
 
 def print_report_place(result):
@@ -84,6 +99,11 @@ def report_page(ones, others):
     beside = [group_facts(f"against {name}", runs) for name, runs in run_groups(others)]
     runs = [run_facts(one, name) for one, name in zip(ones, names, strict=True)]
     audit, comparison = audit_facts(ones, names), comparison_facts(ones, others)
+    if comparison and not comparison["fault"]:
+        # As the sentence of the comparison calls the two sides: their recipes may have one name.
+        for side, (group, *more) in (("runs", groups), ("against", beside)):
+            if not more and (name := comparison["found"][side]["name"]) != group["name"]:
+                group["label"] = f"{name} ({group['name'].removeprefix('against ')})"
     return {
         "version": VERSION,
         "title": ", ".join(group["name"] for group in groups),
@@ -122,11 +142,11 @@ def seeds_figure(groups, beside):
         low, high = stats["interval"] or (None, None)
         points = [row["bpb"] for row in stats["runs"]]
         mean = stats["mean"] if stats["n"] > 1 else None
-        rows.append({"label": group["name"], "points": points, "mean": mean, "low": low, "high": high})
+        rows.append({"label": group["label"], "points": points, "mean": mean, "low": low, "high": high})
         for row in stats["runs"]:
-            cells.append([f"{group['name']}, seed {row['seed']}", f"{row['bpb']:.6f}", "", ""])
+            cells.append([f"{group['label']}, seed {row['seed']}", f"{row['bpb']:.6f}", "", ""])
         if stats["n"] > 1:
-            cells.append([f"{group['name']}, mean of {stats['n']}", *stats_texts(stats)])
+            cells.append([f"{group['label']}, mean of {stats['n']}", *stats_texts(stats)])
     if sum(len(row["points"]) for row in rows) < 2:
         return None
     caption = "A ring a run; the mean, and where it lies with 95 % confidence by Student's t over the runs."
@@ -198,6 +218,7 @@ def bytes_figure(ones, names):
     cap = one.ledger["cap"]
     caption = (
         f"{name}: {total:,} of {cap:,} bytes ({total / cap:.1%}). Areas are bytes in the files; layers are taken together."
+        " Kinds: q, the quantised numbers; scale, theirs; value, what is kept as it is; code, of the program."
     )
     chart = treemap("bytes-chart", "bytes by owner", parts, total)
     return chart_figure("bytes-figure", "Bytes by owner", caption, chart, table)
