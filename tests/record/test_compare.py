@@ -302,9 +302,9 @@ def test_a_score_by_other_means_is_no_score_of_the_run(own):
 @pytest.mark.parametrize(
     "file, facts, complaint",
     [
-        ("score.json", {"bpb": 1.0552}, "score.json says 1.0552 bpb"), ("score.json", {"nats": math.nan}, "has nats nan"),
-        ("score.json", {"tokens": 0}, "has tokens 0"), ("score.json", {"stages": None}, "no stages"),
-        ("run.json", {"bpb": {"packed": 1.05}}, "run.json says 1.05"), ("score.json", {"bytes": "many"}, "has bytes 'many'"),
+        ("score.json", {"bpb": 1.0552}, "score.json says 1.0552 bpb"), ("score.json", {"nats": math.nan}, "nan as its nats"),
+        ("score.json", {"tokens": 0}, "has 0 as its tokens"), ("score.json", {"stages": None}, "no stages"),
+        ("run.json", {"bpb": {"packed": 1.05}}, "run.json says 1.05"), ("score.json", {"bytes": "many"}, "'many' as its bytes"),
     ],
 )  # fmt: skip
 def test_a_changed_digit_is_refused(own, file, facts, complaint):

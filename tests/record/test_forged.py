@@ -100,16 +100,16 @@ def test_the_model_of_another_seed_is_told_by_the_readme(forged, honest):
 
 @pytest.mark.parametrize("name", ["submission.json", "README.md"])
 def test_a_changed_figure_of_a_record_folder_fails(forged, name):
-    """The last printed digit of figures at the head and of each seed; every key of submission.json by itself."""
+    """The last printed digit of every figure; submission.json states the README's hash, so one digit of it is enough."""
     path = forged / name
     text, unseen = path.read_text(), []
-    head = text if name == "submission.json" else text[: text.index("\nbpb are bits")]
-    for found in re.finditer(r"(?<![\w.#-])\d[\d,]*(?:\.\d+)?(?=[,\s*)]|$)", head):
+    for found in re.finditer(r"(?<![\w.#-])\d[\d,]*(?:\.\d+)?(?=[,\s*)]|$)", text):
         # What is computed has more digits than the logs prove: the sixth.
         at = [at for at, digit in enumerate(found[0], found.start()) if digit.isdigit()][:6][-1]
         path.write_text(text[:at] + str((int(text[at]) + 4) % 10) + text[at + 1 :])
-        if not failures(forged)[0]:
-            unseen.append(text[text.rfind("\n", 0, at) + 1 : at + 12])
+        line = text[text.rfind("\n", 0, at) + 1 : at + 12]
+        if not failures(forged)[0] and '"blurb"' not in line:  # its author's own words
+            unseen.append(line)
     assert unseen == []
 
 

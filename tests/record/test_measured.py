@@ -34,7 +34,6 @@ FORGERIES = {
     "its stage NonOverlapping says": lambda run: changed(run / "score.json", of_another_stage),
     "score.json's last stage has": lambda run: changed(run / "score.json", of_another_head),
     "or of its owners": lambda run: changed(run / "ledger.json", moved_bytes),
-    "lacks bpb or nats": lambda run: changed(run / "score.json", lambda score: score["stages"][0].pop("nats")),
     "metrics.jsonl is not what training wrote": lambda run: (run / "metrics.jsonl").open("a").write("\n"),
     "nats.npy cannot be read": lambda run: (run / "nats.npy").write_bytes((run / "nats.npy").read_bytes()[:-50]),
     "targets, score.json says": lambda run: np.save(run / "nats.npy", np.append(np.load(run / "nats.npy"), 0.0)),
@@ -67,3 +66,13 @@ def test_no_folder_and_a_folder_without_runs_are_one_line(tmp_path):
         measured_runs([])
     with pytest.raises(Problem, match=r"no run in .*; give run folders"):
         measured_runs([tmp_path])
+
+
+@pytest.mark.parametrize("name, key", [("score.json", "stages"), ("ledger.json", "owners"), ("audit.json", "verdicts")])
+def test_a_file_that_lacks_what_is_read_of_it_is_one_line(run, name, key):
+    changed(run / name, lambda found: found[key][0].clear())
+    with pytest.raises(Problem, match=f"{name} has no .* among its {key}; write it again"):
+        read_measured(run)
+    changed(run / name, lambda found: found.pop(key))
+    with pytest.raises(Problem, match=f"{name} has no {key}; write it again"):
+        read_measured(run)

@@ -16,7 +16,7 @@ from fairway.record.table import list_runs, print_runs
 from train.tiny import environment
 
 OWNERS = [{"file": "model.bin", "owner": f"blocks.{index}.mlp.up", "kind": "q", "bytes": index} for index in range(200)]
-VERDICTS = [{"rule": f"A{index}", "verdict": "PASS", "evidence": "e" * 200} for index in range(50)]
+VERDICTS = [{"rule": f"A{index}", "condition": "c", "verdict": "PASS", "evidence": "e" * 200} for index in range(50)]
 
 
 def run_json(seed, **facts):
@@ -27,7 +27,10 @@ def run_json(seed, **facts):
 
 
 def score_json(bpb, stages=("NonOverlapping", "Sliding")):
-    rows = [{"name": name, "bpb": bpb + 0.01 * (len(stages) - 1 - at), "seconds": 5.5} for at, name in enumerate(stages)]
+    rows = [
+        {"name": name, "bpb": bpb + 0.01 * (len(stages) - 1 - at), "nats": 10.0, "seconds": 5.5}
+        for at, name in enumerate(stages)
+    ]
     return {"bpb": bpb, "nats": 10.0, "tokens": 5, "bytes": 12, "stages": rows}
 
 

@@ -7,29 +7,21 @@ from ..files import read_json
 from ..node import digest
 from ..problem import DoesNotHold
 from ..referee.rules import OVERSHOOT, read_policy
+from ..referee.stated import artifact_phases
 from ..referee.verdict import FAIL
-from ..runfolder import AUDIT, LEDGER, METRICS, PACKED, PROGRAM, RECIPE, RUN, SCORE
+from ..runfolder import LEDGER, METRICS, PACKED, PROGRAM, RECIPE, RUN, SCORE
 from ..trials.rows import SEEDS_FILE
 from .measured import faults_of, measured_runs
+from .runfiles import lacking
 
 OTHER_KINDS = ("A1", "T1", "T2", "T4")  # rules whose figures are looked at themselves: kinds "cap" and "time"
 HASH_DIGITS = 12  # of a file's SHA-256, as an audit writes it
-CLOCK_APART = 5.0  # s between the last step's end and the end of training, at most, beside one step
-# What is read of a run's files; a number is above 0.
-NEEDED_KEYS = {
-    RUN: {
-        "torch": str, "device": str, "world_size": int, "steps": int, "tokens": int, "phases": dict, "bpb": dict,
-        "sha256": dict,
-    },
-    SCORE: {"bpb": float, "nats": float, "tokens": int, "bytes": int, "stages": list},
-    LEDGER: {"total": int, "files": dict, "owners": list},
-    AUDIT: {"verdicts": list, "summary": dict},
+# Of run.json, once a run is scored.
+NEEDED_OF_RUN = {
+    "torch": str, "device": str, "world_size": int, "steps": int, "tokens": int, "phases": dict, "bpb": dict,
+    "sha256": dict,
 }  # fmt: skip
-NEEDED_ROWS = {
-    "stages": {"name": str, "bpb": float, "nats": float, "seconds": float},
-    "owners": {"owner": str, "kind": str, "bytes": int},
-    "verdicts": {"rule": str, "verdict": str, "evidence": str},
-}
+CLOCK_APART = 5.0  # s between the last step's end and the end of training, at most, beside one step
 
 
 def chosen_runs(paths):
@@ -51,10 +43,8 @@ def refuse_false(one):
     for name, content, stage in ((LEDGER, one.ledger, "pack"), (SCORE, one.score, "score")):
         if content is None:
             raise DoesNotHold(f"{one.folder} has no {name}; `fairway {stage} {one.folder}` writes it")
-    for name, content in ((RUN, one.run), (SCORE, one.score), (LEDGER, one.ledger), (AUDIT, one.audit or {})):
-        lack = lacking(content, NEEDED_KEYS[name]) if content else None
-        if lack:
-            raise DoesNotHold(f"{one.folder / name} {lack}; make it again")
+    if lack := lacking(one.run, NEEDED_OF_RUN):
+        raise DoesNotHold(f"{one.folder / RUN} {lack}; make the run again")
     if one.score.get("normalised") is False:
         raise DoesNotHold(f"{one.folder} was scored by a rule that is no probability, which is no score; score it again")
     if not isinstance(one.train_seconds, float) or not one.score["stages"]:
@@ -65,21 +55,6 @@ def refuse_false(one):
     faults = audit_faults(one)
     if faults:
         raise DoesNotHold(f"{one.folder}: {faults[0]}; `fairway audit {one.folder}` judges the run as it is")
-
-
-def lacking(content, keys):
-    """What an object lacks of `keys` ({key: kind}, and rows of lists by NEEDED_ROWS) in words, or None."""
-    for key, kind in keys.items():
-        value = content.get(key)
-        if not isinstance(value, (float, int) if kind is float else kind) or isinstance(value, bool):
-            return f"has no {key}" if value is None else f"has {value!r:.40} as its {key}"
-        if kind in (int, float) and not (key == "bytes" or value > 0):
-            return f"has {value} as its {key}"
-        for row in value if kind is list else ():
-            lack = lacking(row, NEEDED_ROWS[key]) if isinstance(row, dict) else f"has {row!r:.40}"
-            if lack:
-                return f"{lack} among its {key}"
-    return None
 
 
 def refuse_twice(runs):
@@ -101,7 +76,7 @@ def metrics_faults(one):
     """Where metrics.jsonl does not fit run.json, as texts: it holds one line a step, and ends when training did."""
     rows, run = one.metrics(), one.run
     if not rows or [row.get("step") for row in rows] != list(range(1, run["steps"] + 1)):
-        return [f"{METRICS} has {len(rows)} lines, run.json {run['steps']} steps"]
+        return [f"{METRICS} has {len(rows)} lines that are not the {run['steps']} steps of run.json"]
     if rows[-1].get("tokens") != run["tokens"]:
         return [f"{METRICS} ends after {rows[-1].get('tokens')} tokens, run.json says {run['tokens']}"]
     apart, step = one.train_seconds - rows[-1]["seconds"], one.train_seconds / run["steps"]
@@ -116,7 +91,7 @@ def audit_faults(one):
     faults, wanted = [], one.run["sha256"][PACKED][:HASH_DIGITS]
     if one.audit and (found := judged_hash(one, PACKED)) not in (wanted, None):
         faults.append(f"its audit is of another {PACKED} ({found}), the run's is {wanted}")
-    known = {"A1": one.total_bytes, "T1": one.train_seconds, "T2": one.artifact_seconds, "T4": one.score_seconds}
+    known = {"A1": one.total_bytes, "T1": one.train_seconds, "T2": counted_seconds(one), "T4": one.score_seconds}
     known = {rule: (figure, 0.00051) for rule, figure in known.items()}  # an audit rounds seconds to thousandths
     for row in rows:
         (figure, apart), judged = known.get(row["rule"], (None, 0.0)), row.get("measured")
@@ -172,9 +147,19 @@ def over_time(one):
     limits = {rule: read_policy().rules[rule].default for rule in ("T1", "T2", "T4")}
     clocks = [("T1", one.train_seconds, "training"), ("T4", one.score_seconds, "scoring")]
     if one.train_seconds <= limits["T1"] + OVERSHOOT:  # or the sum is over with its part
-        clocks.insert(1, ("T2", one.artifact_seconds, "training and calibration"))
+        clocks.insert(1, ("T2", counted_seconds(one), " and ".join(artifact_phases(audited_policy(one)))))
     over = [row for row in clocks if row[1] > limits[row[0]] + OVERSHOOT]
     return [f"{called(one)}: {seconds:.1f} s of {what}, the limit is {limits[rule]:g} s" for rule, seconds, what in over]
+
+
+def counted_seconds(one):
+    """Seconds of the artifact by T2 of the policy that the run was audited under, or of the default one."""
+    return sum(one.run["phases"].get(phase, 0.0) for phase in artifact_phases(audited_policy(one)))
+
+
+def audited_policy(one):
+    """The policy that the run was audited under, or the default one."""
+    return read_policy(one.audit["policy"]) if one.audit and "policy" in one.audit else read_policy()
 
 
 def lacking_seeds(runs):
@@ -212,11 +197,17 @@ def is_no_row(row):
 
 
 def attempts_of(runs):
-    """[(seed, folder, began, ended, how it ended)] of all attempts that are on record beside the runs."""
+    """[(seed, folder, began, ended, how it ended)] of all attempts that are on record beside the runs; runs that are on no
+    record say so."""
     pairs = [(row, one) for _, rows in begun_beside(runs) for row in rows for one in row["attempts"]]
-    return [
+    known = [
         (row["seed"], Path(one.get("folder") or row["folder"]).name, one["began"], one.get("ended") or "-", ending(one))
         for row, one in pairs
+    ]
+    kept = {(parent / row["folder"]).resolve() for parent, rows in begun_beside(runs) for row in rows if row["attempts"]}
+    alone = [one for one in runs if one.folder.resolve() not in kept]
+    return known + [
+        (one.seed, one.name, one.run.get("began", "-"), "-", "no list of its attempts was kept") for one in alone
     ]
 
 

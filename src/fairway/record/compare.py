@@ -17,7 +17,7 @@ from ..referee.rules import read_policy
 from ..terminal import print_table
 from .quote import digits_of, quotable, span_text
 from .sides import ComparedSide, compared_side, path_list, per_document, refuse_other_texts, refuse_shared_run, why_unpaired
-from .statistics import Judgement, judge_by_documents, judge_by_seeds, judged_margins
+from .statistics import BOOTSTRAP, Judgement, judge_by_documents, judge_by_seeds, judged_margins
 
 OTHER_MACHINES = (
     "seed noise understates what another machine gives: the same contest code run elsewhere has differed by 0.0037 bpb,"
@@ -166,7 +166,8 @@ def print_margins(result, digits):
         f"difference {delta['bpb']:+.{digits}f} bpb (95 % {span_text(result['interval'], digits, '+')}),"
         f" {nats} nats a token, {delta['nats_per_byte']:+.{digits}f} nats a byte"
     )
-    rows = [("better at all", "", f"{chance:.2g}", words[chance < RECORD_CHANCE])]
+    met = None if result["test"] == BOOTSTRAP else chance < RECORD_CHANCE
+    rows = [("better at all", "", f"{chance:.2g}", words[met])]
     for unit, one in result["margins"].items():
         rows.append((f"better by {size:g} {unit}", f"{one['bpb']:.5f}", f"{one['p_value']:.2g}", words[one["met"]]))
     print_table(title, ("", "in bpb", "one-sided p", f"p < {RECORD_CHANCE:g}"), rows)

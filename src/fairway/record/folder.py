@@ -85,8 +85,9 @@ def fill_folder(part, runs, about, record, exceptions, with_model, allow):
         write_text(part / log_name(one), log_text(one))
         hashes[log_name(one)] = file_sha256(part / log_name(one))
     told = submission_of(runs, about, record, hashes, exceptions)
-    write_json(part / "submission.json", told)
     write_text(part / "README.md", readme_text(runs, told, exceptions, attempts_of(runs), with_model, allow))
+    told["readme_sha256"] = file_sha256(part / "README.md")
+    write_json(part / "submission.json", told)
     write_text(part / "requirements.txt", pinned_versions(first.run))
     return told
 

@@ -39,7 +39,8 @@ def credits_of(recipe):
     """[{"name", "site", "about", "credits"}] of the recipe's techniques, each type once, where it stands first.
 
     A technique is a node at a site or in a tuple, other than what only holds others together. `site` is the path of the
-    field it stands in, `about` the first sentence of its docstring, `credits` all sources that the docstring names.
+    field it stands in, `about` the first sentence of its docstring, `credits` the sources that this sentence names: later
+    ones name others for contrast.
     """
     found = {}
     for site, node, alone in placed_nodes(recipe):
@@ -47,7 +48,8 @@ def credits_of(recipe):
         if kind in found or isinstance(node, HOLDERS) or (alone and not stands_at_site(kind)):
             continue
         text = own_docstring(kind)
-        found[kind] = {"name": kind.__name__, "site": site, "about": first_sentence(text), "credits": named_sources(text)}
+        found[kind] = {"name": kind.__name__, "site": site, "about": first_sentence(text)}
+        found[kind]["credits"] = named_sources(first_sentence(text))
     return list(found.values())
 
 

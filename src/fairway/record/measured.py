@@ -11,7 +11,7 @@ from ..files import file_sha256
 from ..problem import Problem
 from ..runfolder import AUDIT, LEDGER, METRICS, NATS, PACKED, PROGRAM, RECIPE, SCORE, need, read_run
 from ..stages import read_recipe
-from .runfiles import RunFiles, object_in, run_folders
+from .runfiles import RunFiles, checked_object, run_folders
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,17 @@ class Measured(RunFiles):
         path = self.folder / METRICS
         if not path.is_file():
             return []
-        try:
-            return [json.loads(line) for line in path.read_text().splitlines()]
-        except ValueError as error:
-            raise Problem(f"{path} is not valid ({error}); restore it, or train the run again") from error
+        rows = []
+        for at, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
+            try:
+                row = json.loads(line)
+            except ValueError:
+                row = None
+            known = row if isinstance(row, dict) else {}
+            if any(type(known.get(key)) not in (int, float) for key in ("step", "loss", "seconds")):
+                raise Problem(f"{path}, line {at} is no step: {line!r:.60}; restore it, or train the run again")
+            rows.append(row)
+        return rows
 
     def nats_file(self):
         """nats.npy, or None: it is there after `fairway score --keep-nats`."""
@@ -43,7 +50,7 @@ def read_measured(folder):
     folder, found = Path(folder), {}
     run = read_run(folder, "data_hash", "recipe_hash", "seed")
     for name in (SCORE, LEDGER, AUDIT):
-        found[name] = object_in(folder / name) if (folder / name).is_file() else None
+        found[name] = checked_object(folder / name) if (folder / name).is_file() else None
     return Measured(folder, run, found[SCORE], found[LEDGER], found[AUDIT])
 
 
@@ -83,8 +90,6 @@ def score_faults(one):
     """What is wrong with score.json: its own arithmetic, and whether it is of this model, this run's recipe and its data."""
     score, faults = one.score, []
     for name, figures in [("score.json", score), *((f"its stage {stage.get('name')}", stage) for stage in score["stages"])]:
-        if not all(isinstance(figures.get(key), (int, float)) for key in ("bpb", "nats")):
-            return [f"{name} lacks bpb or nats"]
         bpb = figures["nats"] / math.log(2) / score["bytes"]
         if not math.isclose(bpb, figures["bpb"], rel_tol=1e-9):
             faults.append(f"{name} says {figures['bpb']} bpb, its nats and bytes {bpb}")

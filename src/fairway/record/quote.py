@@ -53,7 +53,9 @@ def quotable(result):
     if way == "worse":
         chance = f"two-sided {chance_text(result['p_two_sided'])}"
     if test == BOOTSTRAP:
-        return f"{own} is {size} {way} than {other} on this text: 95 % {interval}, {test}, {chance}; one seed each."
+        drawn = result["because"].rpartition(" of the ")[2]
+        found = f"95 % {interval}, {test} ({drawn}), {chance}"
+        return f"{own} is {size} {way} than {other} on this text: {found}; one seed each."
     return f"{own} is {size} {way} than {other}: 95 % {interval}, {test}, {chance}{margins_text(result, way)}."
 
 

@@ -12,10 +12,11 @@ from ..artifact.ledger import owners_together
 from ..node import digest, override, show
 from ..problem import Problem
 from ..recipes.catalogue import RECIPES
+from ..referee.margins import RECORD_CHANCE
 from ..referee.verdict import FAIL, NOT_TESTED, PASS, shown
 from ..runfolder import PROGRAM
 from .lineage import credits_of, lineage_of
-from .submission import LEARNING, PROVEN_BY
+from .submission import LEARNING, PROVEN_BY, own_words
 
 LONGEST_CELL = 240  # characters of what an audit measured
 
@@ -27,9 +28,9 @@ def readme_text(runs, told, exceptions, attempts, with_model, allow):
     texts; `attempts`: rows of `attempts_of`; `allow`: the kinds that were allowed.
     """
     first, lineage = runs[0], lineage_of(runs[0])
-    commands, recipe_text = toolkit_commands(runs)
+    commands, recipe_files = toolkit_commands(runs)
     facts = {
-        "kind": "Non-record" if re.search(r"(?i)non|unlimited", told["track"]) else "Record",
+        "kind": headline_kind(told, exceptions),
         "name": one_line(told["name"]), "blurb": told["blurb"], "bpb": f"{told['val_bpb']:.4f}",
         "seeds_told": f"{len(runs)}-seed mean" if len(runs) > 1 else "1 seed",
         "std": f"{told['val_bpb_std']:.4f}" if "val_bpb_std" in told else None,
@@ -43,7 +44,7 @@ def readme_text(runs, told, exceptions, attempts, with_model, allow):
         "model_seed": first.seed if with_model else None,
         "score_command": f"{launcher(first)}{PROGRAM} --stage score --data DATA --out .",
         "program_commands": program_commands(runs),
-        "toolkit_commands": [*commands, record_command(runs, told, with_model, allow)], "recipe_text": recipe_text,
+        "toolkit_commands": [*commands, record_command(runs, told, with_model, allow)], "recipe_files": recipe_files,
         "fairway": first.run.get("fairway", "of an older version"),
         "seeds": ", ".join(str(one.seed) for one in runs), "bytes": bytes_table(runs), "seconds": seconds_table(runs),
         "audit": audit_table(runs), "policies": policies_of(runs),
@@ -54,6 +55,14 @@ def readme_text(runs, told, exceptions, attempts, with_model, allow):
     words.globals["table"] = markdown_table
     template = package_files("fairway.record").joinpath("readme.md.jinja").read_text()
     return words.from_string(template).render(facts)
+
+
+def headline_kind(told, exceptions):
+    """What the first line calls the folder: a record where it shows to beat one by the contest's margin, in some reading."""
+    if re.search(r"(?i)non|unlimited", told["track"]):
+        return "Non-record"
+    shown_by = [one["p_value"] for one in told.get("margin", {}).values()]
+    return "Record" if shown_by and min(shown_by) < RECORD_CHANCE and not exceptions else "Submission"
 
 
 def one_line(text):
@@ -143,15 +152,16 @@ def program_commands(runs):
 
 
 def toolkit_commands(runs):
-    """(the commands of fairway that make these runs, the first recipe that has to be given as a file, as text, or None)."""
-    lines, recipe_text = [], None
+    """(the commands of fairway that make these runs, {file: text} of the recipes that have to be given as files)."""
+    lines, texts = [], {}
     for one in runs:
         lineage = lineage_of(one)
         settings = [f"{change['path']}={change['to']}" for change in lineage["changes"]]
         if is_same_recipe(lineage["parent"], settings, one.run["recipe_hash"]):
             recipe, changes = shlex.quote(lineage["parent"]), f" --set {shlex.join(settings)}" if settings else ""
         else:
-            recipe, changes, recipe_text = "recipe.py", "", recipe_text or show(one.recipe()).rstrip()
+            text, changes = show(one.recipe()).rstrip(), ""
+            recipe = texts.setdefault(text, "recipe.py" if not texts else f"recipe-{len(texts) + 1}.py")
         start, folder = launcher(one, "-m fairway "), f"seed{one.seed}"
         raw = " --raw" if (one.folder / PROGRAM).read_bytes().startswith(b"#coding") else ""
         lines.append(f"{start}train {recipe} --data DATA --out {folder} --seed {one.seed}{changes}")
@@ -159,13 +169,14 @@ def toolkit_commands(runs):
         if one.audit:
             full = " --full" if one.audit.get("full") else ""
             lines.append(f"python -m fairway audit {folder} --policy {one.audit.get('policy')}{full}")
-    return lines, recipe_text
+    return lines, {name: text for text, name in texts.items()}
 
 
 def record_command(runs, told, with_model, allow):
     """The command that makes this folder of these runs."""
     words = ["fairway", "record", *(f"seed{one.seed}" for one in runs), "--out", "record", "--name", told["name"]]
     words += ["--author", told["author"], "--github", told["github_id"], "--track", told["track"]]
+    words += ["--blurb", told["blurb"]] if told["blurb"] != own_words(runs[0]) else []
     record = told.get("record_val_bpb", ())
     record = record if isinstance(record, (list, tuple)) else [record]
     words += ["--record", *map(repr, record)] if record else []

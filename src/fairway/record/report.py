@@ -45,6 +45,7 @@ SECTIONS = (
     ("result", "Result"), ("seeds", "Seeds"), ("verdicts", "Verdicts"), ("stages", "Stages"), ("bytes", "Bytes"),
     ("seconds", "Seconds"), ("loss", "Loss"), ("recipe", "Recipe"), ("origin", "Origin"),
 )  # fmt: skip
+LARGEST_PAGE = 2_000_000
 PAGE_START = b"<!DOCTYPE html>"
 
 
@@ -57,6 +58,8 @@ def write_report(runs, against, out):
     refuse_other_file(Path(out))
     ones, others = chosen_runs(runs), chosen_runs(against) if against else []
     text = render_page(report_page(ones, others))
+    if len(text.encode()) > LARGEST_PAGE:
+        raise Problem(f"{len(ones) + len(others)} runs make a page of {len(text.encode()):,} bytes; give fewer of them")
     write_text(out, text)
     return {"path": str(out), "bytes": len(text.encode()), "runs": len(ones)}
 

@@ -1,6 +1,7 @@
 """Run folders without torch: finding them among thousands, and what their small files say."""
 
 import json
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -13,6 +14,17 @@ from ..runfolder import AUDIT, LEDGER, RUN, SCORE, read_run
 SKIPPED = ("__pycache__", ".git", ".venv")
 # Where the two long files say their sums: the ledger's total stands first, the audit's summary near its end.
 LEDGER_HEAD = re.compile(rb'\{\s*"total": (\d+),')
+# What is read of a run's files; a number is above 0.
+NEEDED_KEYS = {
+    SCORE: {"bpb": float, "nats": float, "tokens": int, "bytes": int, "stages": list},
+    LEDGER: {"total": int, "cap": int, "files": dict, "owners": list},
+    AUDIT: {"verdicts": list, "summary": dict},
+}
+NEEDED_ROWS = {
+    "stages": {"name": str, "bpb": float, "nats": float, "seconds": float},
+    "owners": {"file": str, "owner": str, "kind": str, "bytes": int},
+    "verdicts": {"rule": str, "condition": str, "verdict": str, "evidence": str},
+}
 AUDIT_TAIL = re.compile(rb'"summary": (\{[^{}]*\})')
 
 
@@ -109,6 +121,29 @@ def glance_at(folder):
         ledger and glance_in(ledger, LEDGER_HEAD, "total", 200, os.SEEK_SET),
         audit and glance_in(audit, AUDIT_TAIL, "summary", -4096, os.SEEK_END),
     )
+
+
+def checked_object(path):
+    """A JSON file's object with the keys that are read of it. Problem where it is broken, or lacks one."""
+    found = object_in(path)
+    if lack := lacking(found, NEEDED_KEYS[path.name]):
+        raise Problem(f"{path} {lack}; write it again")
+    return found
+
+
+def lacking(content, keys):
+    """What an object lacks of `keys` ({key: kind}, and rows of lists by NEEDED_ROWS) in words, or None."""
+    for key, kind in keys.items():
+        value = content.get(key)
+        if not isinstance(value, (float, int) if kind is float else kind) or isinstance(value, bool):
+            return f"has no {key}" if value is None else f"has {value!r:.40} as its {key}"
+        if kind in (int, float) and not (0 < value < math.inf or (key == "bytes" and value == 0)):
+            return f"has {value} as its {key}"
+        for row in value if kind is list else ():
+            lack = lacking(row, NEEDED_ROWS[key]) if isinstance(row, dict) else f"has {row!r:.40}"
+            if lack:
+                return f"{lack} among its {key}"
+    return None
 
 
 def object_in(path):

@@ -6,7 +6,7 @@ D documents. Differences are own - other, in bpb: below 0 own is better.
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import norm
+from scipy.stats import t as student
 
 from ..referee.margins import COVERAGE, RECORD_CHANCE, lacks_spread, margin_readings, t_test
 from ..score.bootstrap import paired_bootstrap
@@ -53,23 +53,25 @@ def judge_by_seeds(own, other, unpaired=None):
 def judge_by_documents(nats_a_D, nats_b_D, bytes_D):
     """The Judgement of two single runs by their nats of the same documents: whole documents are drawn again.
 
-    p-values take the draws for normal, with the deviation that the farther end of their 95 % interval implies.
+    p-values are Student's with one degree of freedom less than documents, and the deviation that the farther end of the
+    draws' 95 % interval implies; none is below what so many draws can tell.
     """
     found = paired_bootstrap(nats_a_D, nats_b_D, bytes_D, np.arange(len(bytes_D)))
     delta, documents = found["delta_bpb"], found["documents"]
     low, high = found["interval"] or (delta, delta)
     if high - low == 0:
         return Judgement(None, f"there is no spread between documents to judge by ({documents} in all)")
-    deviation = max(high - delta, delta - low) / norm.ppf(0.5 + COVERAGE / 2)
+    law, least = student(documents - 1), 1 / found["draws"]
+    deviation = max(high - delta, delta - low) / law.ppf(0.5 + COVERAGE / 2)
 
     def chance(margin):
-        return float(norm.cdf((delta + margin) / deviation))
+        return min(max(float(law.cdf((delta + margin) / deviation)), least), 1 - least)
 
     notes = ["one seed on each side: an interval over documents says nothing about other seeds"]
     if documents < FEW_DOCUMENTS:
         notes.append(f"with {documents} documents the interval over documents is too narrow")
     because = f"single runs: {found['draws']} draws of the {documents} documents"
-    two_sided = float(2 * norm.sf(abs(delta) / deviation))
+    two_sided = max(float(2 * law.sf(abs(delta) / deviation)), least)
     return Judgement(BOOTSTRAP, because, [low, high], chance, two_sided, tuple(notes))
 
 

@@ -85,15 +85,15 @@ def hardware(one):
 
 
 def technique_summary(recipe):
-    """The names of the recipe's techniques that have a source, or of all where none names one."""
-    known = credits_of(recipe)
-    return " + ".join(one["name"] for one in [one for one in known if one["credits"]] or known)
+    """The names of the recipe's techniques."""
+    return " + ".join(one["name"] for one in credits_of(recipe))
 
 
 def own_words(one):
-    """What the recipe says of itself: the first line of its module, or its name."""
+    """What a submission is where its author does not say: the recipe's name, what it amends, its techniques."""
     lineage = lineage_of(one)
-    return lineage["ancestors"][0]["source"] if lineage["ancestors"] else str(lineage["recipe"])
+    amended = f", amended in {len(lineage['changes'])} fields" if lineage["changes"] else ""
+    return f"Recipe {lineage['recipe']}{amended}: {technique_summary(one.recipe())}."
 
 
 def verdict_on(audit, rule):

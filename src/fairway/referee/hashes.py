@@ -150,7 +150,9 @@ def file_of(folder, logs, key, seed):
     else:
         top = [one.name for one in folder.files() if "/" not in one.name]
         named = [name for name in top if name.lower() == stem]
-        named = named or [name for name in top if posixpath.splitext(name.lower())[0] == stem]
+        # model.py is not what a model's hash is of.
+        others = [name for name in top if not name.lower().endswith((".py", ".json", ".sh"))]
+        named = named or [name for name in others if posixpath.splitext(name.lower())[0] == stem]
     return named[0] if len(named) == 1 else None
 
 

@@ -58,7 +58,7 @@ def judge_clock(findings, folder, run):
 
     train = number(phases.get("train"))
     clocked("T1", train, "the training loop, compilation apart")
-    parts = ["train", "calibrate"] + ["quantise", "encode"] * (findings.limit("T2") == "packed")
+    parts = artifact_phases(findings.policy)
     known = [number(phases.get(name)) for name in parts]
     clocked("T2", None if None in known else sum(known), " + ".join(parts))
     stages = stated(Path(folder) / SCORE).get("stages")
@@ -66,6 +66,11 @@ def judge_clock(findings, folder, run):
     scored = seconds[-1] if seconds else None
     clocked("T4", scored, "the pass that gives the score")
     clocked("T6", None if None in seconds or not seconds else sum(seconds), f"all {len(seconds)} passes")
+
+
+def artifact_phases(policy):
+    """The phases of a run that count towards T2 under a policy: all that read data to set weights, or packing too."""
+    return ["train", "calibrate"] + ["quantise", "encode"] * (policy.limit("T2") == "packed")
 
 
 def number(value):

@@ -13,7 +13,7 @@ from ..problem import Problem
 
 SPAN = re.compile(r"(?P<low>[^|]+?)\.\.(?P<high>[^|:]+)(?P<log>:log)?")
 # Of a recipe: what acts after training, or is no part of it. The weights do not show it.
-UNSEEN = ("name", "codec", "calibrate", "fit", "adapt", "mix", "cap")
+UNSEEN = ("name", "codec", "calibrate", "fit", "evaluate", "adapt", "mix", "cap")
 DRAWS = 20  # how often the sampler may come with values that were tried
 
 
