@@ -3,6 +3,7 @@
 import re
 import shlex
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from conformance.table import BASE, random_ids
 from fairway.cli import Command
 from fairway.model.roles import Part, leaf_views
 from fairway.recipes.catalogue import RECIPES
+from fairway.record.table import AFTER_STAGES, BEFORE_STAGES
 from fairway.sites import StreamSite
 
 REPOSITORY = Path(__file__).parents[2]
@@ -32,6 +34,13 @@ def test_the_readme_shows_every_command():
 def test_a_command_of_the_readme_parses(command):
     words = shlex.split(command.replace("...", ""))
     assert tyro.cli(Command, args=words) is not None
+
+
+def test_the_columns_that_the_readme_sorts_and_filters_by_exist():
+    known = {*BEFORE_STAGES, *AFTER_STAGES}
+    words = [shlex.split(command) for command in COMMANDS if command.startswith("runs ")]
+    named = [after for line in words for flag, after in pairwise(line) if flag in ("--sort", "--where")]
+    assert named and {re.split("[=<>]", name)[0] for name in named} <= known
 
 
 def test_the_make_targets_of_the_readme_exist():
