@@ -8,18 +8,14 @@ from pathlib import Path
 
 import torch
 
-from .clock import Clock
 from .data.dataset import open_dataset
 from .files import refuse_unwritable, write_json, write_text
-from .kernels.capability import capability
 from .model.flops import products_of
-from .model.roles import load_leaves
 from .node import children, digest, drop, override, show, walk
 from .optim.optimizer import assign_groups
 from .problem import DoesNotHold, Interrupted, Problem
-from .runfolder import CHECKPOINT, METRICS, RUN, WEIGHTS, read_run, update_run
-from .score.stage import Scoring, pass_plans
-from .stages import check_recipe, find_recipe, resume_training, train, with_budget
+from .runfolder import METRICS, RUN, read_run
+from .stages import check_recipe, find_recipe, resume_training, train, unscored, weights_there, with_budget
 from .terminal import print_table
 from .train.dist import start_world
 
@@ -157,24 +153,10 @@ def finished_run(folder, recipe, data, dataset, seed, terminal):
         path = folder.with_name(f"{folder.name}.recipe.py")
         write_text(path, show(recipe))
         return train(str(path), data, folder, seed, None, None, (), terminal)
-    if (folder / CHECKPOINT).exists() or not (folder / WEIGHTS).exists():
-        return resume_training(folder, terminal)
     run = read_run(folder)
-    if "weights" in run.get("bpb", {}) or not dataset.val or any(not path.exists() for path in dataset.val):
+    if weights_there(folder, run) and not unscored(run, dataset):
         return run
-    return score_weights(folder, recipe, dataset, terminal)
-
-
-def score_weights(folder, recipe, dataset, terminal):
-    """Scores the weights of a run whose score was interrupted, as its end would have; returns run.json's content."""
-    clock = Clock()
-    with start_world() as world, terminal.progress("score the weights") as bar:
-        machine = capability(world.device)
-        model = recipe.model.build(None, machine.activations)
-        load_leaves(model, torch.load(folder / WEIGHTS, weights_only=True))
-        scoring = Scoring(model.to(world.device), machine, dataset, clock, world, progress=bar)
-        (stage,) = scoring.run(pass_plans(recipe)[0], "validate")
-    return update_run(folder, {"bpb": {"weights": stage.scored.bpb}, "phases": dict(clock.seconds)})
+    return resume_training(folder, terminal)
 
 
 def read_pace(path):

@@ -391,7 +391,7 @@ class RunsCommand(CommandBase):
     def run(self, terminal):
         from .record.table import list_runs, print_runs
 
-        return list_runs(self.folders, self.sort, sum(self.where, ()), self.csv), print_runs
+        return list_runs(self.folders, self.sort, option_values("where", self.where), self.csv), print_runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -408,7 +408,9 @@ class CompareCommand(CommandBase):
     def run(self, terminal):
         from .record.compare import compare, print_comparison
 
-        return compare(self.runs, sum(self.against, ()), sum(self.record, ())), print_comparison
+        return compare(
+            self.runs, option_values("against", self.against), option_values("record", self.record)
+        ), print_comparison
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -425,7 +427,7 @@ class ReportCommand(CommandBase):
     def run(self, terminal):
         from .record.report import print_report_place, write_report
 
-        return write_report(self.runs, sum(self.against, ()), self.out), print_report_place
+        return write_report(self.runs, option_values("against", self.against), self.out), print_report_place
 
 
 Allowed = Literal["recipes", "code", "data", "cap", "time", "seeds", "audit"]
@@ -460,9 +462,8 @@ class RecordCommand(CommandBase):
         from .record.folder import print_record, write_record
 
         about = {key: getattr(self, key) for key in ("name", "author", "github", "blurb", "track")}
-        return write_record(
-            self.runs, self.out, about, sum(self.allow, ()), sum(self.record, ()), not self.no_model, terminal.note
-        ), print_record
+        allow, record = option_values("allow", self.allow), option_values("record", self.record)
+        return write_record(self.runs, self.out, about, allow, record, not self.no_model, terminal.note), print_record
 
 
 DataCommand = (
@@ -485,6 +486,13 @@ Command = (
     | Annotated[ReportCommand, tyro.conf.subcommand("report")]
     | Annotated[RecordCommand, tyro.conf.subcommand("record")]
 )
+
+
+def option_values(option, groups):
+    """What an option was given, each time that it was. Problem where that is nothing."""
+    if () in groups:
+        raise Problem(f"--{option} is empty; give it a value, or leave it out")
+    return sum(groups, ())
 
 
 def refuse_seed(seed):

@@ -4,26 +4,31 @@ Nothing is downloaded.
 """
 
 import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
 from collections import Counter
 from pathlib import Path
 
 from .artifact.ledger import owners_together
 from .clock import Clock
 from .data.build import build_dataset
+from .files import read_json
 from .listing import plain_stage
 from .problem import DoesNotHold, Problem
 from .record.compare import compare
 from .record.folder import write_record
 from .record.report import write_report
 from .referee.review import review_folder
-from .runfolder import PACKED, read_run
+from .runfolder import PACKED, PROGRAM, SCORE, read_run
 from .stages import pack, score, train
 from .terminal import print_table
 from .trials.seeds import train_seeds
 
 SEEDS, SHORT_STEPS = (42, 314, 1234), 30
-SHORT = ("calibrate.Calibration.tokens=16384",)
-SMALLER = (*SHORT, "model.width=64", "model.layers=4")  # what the full demo compares its runs with
+SHORT = ("model.width=96", "model.layers=4", "calibrate.Calibration.tokens=16384")
+SMALLER = (*SHORT, "model.width=64")  # what the full demo compares its runs with
 
 
 def free_folder(parent, name):
@@ -54,7 +59,7 @@ def build_demo_data(out, folder, val_every, clock, terminal):
 
 
 def run_full_demo(out, steps, terminal):
-    """Three short seeds, audited, and the same of a smaller model; their comparison, record folder, review and report.
+    """Three short seeds of a small model, audited, and the same of a smaller one; their comparison, record folder, review and report.
 
     Returns what each gave; DoesNotHold where a seed fails or the review finds fault with the folder.
     """
@@ -73,6 +78,8 @@ def run_full_demo(out, steps, terminal):
         record = write_record([home / "three"], home / "record", about, (), (), True, terminal.note)
         review = review_folder(home / "record")
         report = write_report([home / "three"], [home / "smaller"], home / "report.html")
+    with clock.phase("the folder's own program"):
+        refuse_other_score(home / "record", data, comparison["runs"]["runs"][0]["bpb"])
     if review["summary"]["fail"]:
         raise DoesNotHold(f"the record folder {home / 'record'} did not pass: see fairway review {home / 'record'}")
     return {
@@ -89,6 +96,18 @@ def run_demo_seeds(data, folder, budget, how, terminal):
             raise DoesNotHold(f"seed {row['seed']} of {folder} did not come to {how['until']}: {row['attempts'][-1:]}")
 
 
+def refuse_other_score(record, data, bpb):
+    """Runs the two files of a record folder in an empty one; DoesNotHold unless they score `bpb` to the last digit."""
+    with tempfile.TemporaryDirectory() as empty:
+        for name in (PROGRAM, PACKED):
+            shutil.copy(record / name, empty)
+        command = [sys.executable, "-I", PROGRAM, "--stage", "score", "--data", str(data.resolve()), "--out", "."]
+        done = subprocess.run(command, cwd=empty, capture_output=True, text=True)
+        found = read_json(Path(empty) / SCORE)["bpb"] if done.returncode == 0 else done.stderr.strip()[-200:]
+    if found != bpb:
+        raise DoesNotHold(f"{record / PROGRAM} alone gives {found}, the run {bpb} bpb")
+
+
 def print_full_demo(result):
     """What the seeds reached, whether they differ from the smaller model, where the folder and the page are."""
     phases, counts, run = result["phases"], result["review"], result["run"]
@@ -96,6 +115,7 @@ def print_full_demo(result):
     print_table("the whole way, three times", ("phase", "seconds"), [*rows, ("total", f"{sum(phases.values()):.1f}")])
     print(f"\n{result['comparison']['sentence']}")
     print(f"{run}/record is a submission: {counts['pass']} PASS, {counts['fail']} FAIL, {counts['not_tested']} NOT TESTED")
+    print(f"{run}/record/train_gpt.py with model.bin, alone in an empty folder, scores the same to the last digit")
     print(f"{result['report']['path']} shows it all; next: fairway runs {shlex.quote(run)}")
 
 

@@ -1,6 +1,7 @@
 """What every stage shares about a run folder: the names of its files and how `run.json` grows."""
 
 from pathlib import Path
+from typing import get_args, get_origin
 
 from .files import read_json, write_json
 from .problem import Problem
@@ -9,17 +10,14 @@ RECIPE, RUN, METRICS, CHECKPOINT = "recipe.py", "run.json", "metrics.jsonl", "ch
 WEIGHTS = "weights.pt"
 PROGRAM, READABLE, PACKED, LEDGER = "train_gpt.py", "train_gpt.readable.py", "model.bin", "ledger.json"
 SCORE, NATS, AUDIT = "score.json", "nats.npy", "audit.json"
-# Of run.json: what later stages work with. The rest is for readers.
+MOST = 1e20  # of a number in these files: all that is counted or measured is below, and what is computed from it is finite
+# Of run.json: what is read of it. A key may be absent: older runs have fewer.
 RUN_KINDS = {
-    "data": str,
-    "data_hash": str,
-    "recipe_hash": str,
-    "seed": int,
-    "threads": int,
-    "phases": dict,
-    "bpb": dict,
-    "sha256": dict,
-}
+    "fairway": str, "torch": str, "recipe": str, "recipe_hash": str, "source_hash": str, "data": str, "data_hash": str,
+    "seed": int, "tokenizer_sha256": str, "began": str, "versions": dict[str, str], "parameters": int, "parent": str | None,
+    "changes": dict[str, list[str]], "device": str, "threads": int, "world_size": int, "steps": int, "tokens": int,
+    "phases": dict[str, float], "averages": list[str], "qat": list[str], "bpb": dict[str, float], "sha256": dict[str, str],
+}  # fmt: skip
 
 
 def need(folder, name, stage):
@@ -40,9 +38,25 @@ def read_run(folder, *keys):
         if key not in run:
             raise Problem(f"{path} names no {key}: no training began here; start a new run")
     for key, kind in RUN_KINDS.items():
-        if key in run and not isinstance(run[key], kind):
-            raise Problem(f"{path}: {key} takes {kind.__name__}, not {run[key]!r:.40}; restore it, or start a new run")
+        if key in run and not fits_kind(run[key], kind):
+            name = kind.__name__ if isinstance(kind, type) else kind
+            raise Problem(f"{path}: {key} takes {name}, not {run[key]!r:.40}; restore it, or start a new run")
+    if any(len(pair) != 2 for pair in run.get("changes", {}).values()):
+        raise Problem(f"{path}: changes takes pairs of texts; restore it, or start a new run")
     return run
+
+
+def fits_kind(value, kind):
+    """Whether a JSON value is of a kind: int and float are numbers from 0 to MOST, a float may be whole; a list and a dict
+    may name what they hold, as in dict[str, float]."""
+    if kind in (int, float):
+        return type(value) in (int, kind) and 0 <= value < MOST
+    holder, inner = get_origin(kind), get_args(kind)
+    if holder in (list, dict):
+        return isinstance(value, holder) and all(
+            fits_kind(one, inner[-1]) for one in (value if holder is list else value.values())
+        )
+    return isinstance(value, kind)
 
 
 def update_run(folder, facts):

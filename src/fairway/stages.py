@@ -16,10 +16,10 @@ from .artifact.sources import source_hash
 from .clock import Clock
 from .core import packed_model, scoring_model
 from .data.dataset import open_dataset
-from .files import file_sha256, owning, write_text
+from .files import file_sha256, owning, refuse_unwritable, write_text
 from .kernels.capability import capability, device_name, settle_threads
 from .model.flops import forward_flops
-from .model.roles import leaf_views
+from .model.roles import leaf_views, load_leaves
 from .node import differences, digest, override, parse_node, show
 from .optim.schedule import Budget
 from .problem import Problem
@@ -110,6 +110,7 @@ def train(name, data, out, seed, steps, seconds, settings, terminal, watch=None)
     """
     recipe, dataset, out = override(with_budget(find_recipe(name), steps, seconds), settings), open_dataset(data), Path(out)
     check_recipe(recipe, dataset)
+    marks = marks_of(out)
     with start_world() as world:
         # Every rank looks before rank 0 writes.
         if world.largest([float((out / RUN).exists())])[0]:
@@ -119,7 +120,7 @@ def train(name, data, out, seed, steps, seconds, settings, terminal, watch=None)
             "source_hash": source_hash(), "data": str(Path(data).resolve()), "data_hash": dataset.data_hash, "seed": seed,
             "tokenizer_sha256": dataset.manifest["tokenizer"]["sha256"], **origin(recipe),
         }  # fmt: skip
-        return _train_in(world, out, recipe, dataset, facts, terminal, None, watch)
+        return _train_in(world, out, recipe, dataset, facts, terminal, None, watch, marks)
 
 
 def origin(recipe):
@@ -136,9 +137,9 @@ def origin(recipe):
 
 
 def resume_training(folder, terminal, watch=None):
-    """Goes on with an interrupted run, or begins it again if it left no checkpoint; returns run.json's content. `watch`: see
-    `train`."""
-    folder = Path(folder)
+    """Goes on with an interrupted run, or begins it again if it left no checkpoint; of one that was stopped between its
+    weights and their score, does that. Returns run.json's content. `watch`: see `train`."""
+    folder, marks = Path(folder), marks_of(folder)
     recipe, run = read_recipe(need(folder, RECIPE, "train")), read_run(folder, "data", "data_hash", "recipe_hash", "seed")
     if digest(recipe) != run["recipe_hash"]:
         raise Problem(f"{folder / RECIPE} has changed since the run began; restore it, or start a new run with it")
@@ -149,22 +150,64 @@ def resume_training(folder, terminal, watch=None):
         checkpoint = None
         if (folder / CHECKPOINT).exists():
             checkpoint = read_checkpoint(folder / CHECKPOINT, recipe, world.size)
-        elif (folder / WEIGHTS).exists():
+        elif weights_there(folder, run) and unscored(run, dataset):
+            return _score_weights(world, folder, recipe, dataset, run, terminal)
+        elif weights_there(folder, run):
             raise Problem(f"{folder} has ended; `fairway pack {folder}` is next, or train into another folder")
         elif world.rank == 0:
             terminal.note(f"{folder} holds no checkpoint: it begins again")
-        return _train_in(world, folder, recipe, dataset, run, terminal, checkpoint, watch)
+        return _train_in(world, folder, recipe, dataset, run, terminal, checkpoint, watch, marks)
 
 
-def _train_in(world, folder, recipe, dataset, run, terminal, checkpoint, watch):
+def weights_there(folder, run):
+    """Whether a run's training has ended: its weights are there, and run.json says after how many steps."""
+    return (Path(folder) / WEIGHTS).exists() and not (Path(folder) / CHECKPOINT).exists() and "steps" in run
+
+
+def unscored(run, dataset):
+    """Whether a run's weights lack the score that they are to have, where there are validation shards."""
+    return "weights" not in run.get("bpb", {}) and bool(dataset.val) and all(path.exists() for path in dataset.val)
+
+
+def _score_weights(world, folder, recipe, dataset, run, terminal):
+    clock, machine = Clock(), capability(world.device)
+    terminal.quiet |= world.rank > 0
+    settle_threads(world.device, run.get("threads"))
+    with ExitStack() as held, terminal.progress("score the weights") as bar:
+        if world.rank == 0:
+            held.enter_context(owning(folder))
+        model = recipe.model.build(None, machine.activations)
+        load_leaves(model, torch.load(folder / WEIGHTS, weights_only=True))
+        scoring = Scoring(model.to(world.device), machine, dataset, clock, world, progress=bar)
+        (stage,) = scoring.run(plain_pass(recipe), "validate")
+        found = {"bpb": {"weights": stage.scored.bpb}, "phases": dict(clock.seconds)}
+        return update_run(folder, found) if world.rank == 0 else run | found
+
+
+def plain_pass(recipe):
+    """How weights are scored: by themselves, since mixers come with the packed file."""
+    return replace(pass_plans(recipe)[0], mix=())
+
+
+def marks_of(folder):
+    """What changes when a process trains in a folder: when the files were written that say how far a run is."""
+    paths = [Path(folder) / name for name in (RUN, CHECKPOINT, WEIGHTS)]
+    return [path.stat().st_mtime_ns if path.exists() else None for path in paths]
+
+
+def _train_in(world, folder, recipe, dataset, run, terminal, checkpoint, watch, marks):
     threads = settle_threads(world.device, run.get("threads"))
     machine, clock = capability(world.device), Clock()
     terminal.quiet |= world.rank > 0
     trainer = trainer_on_all_ranks(recipe, dataset, run["seed"], world, machine)
     with ExitStack() as held:
         if world.rank == 0:
-            write_text(folder / RECIPE, show(recipe))
+            refuse_unwritable(folder)
+            folder.mkdir(parents=True, exist_ok=True)
             held.enter_context(owning(folder))
+            if marks_of(folder) != marks:
+                raise Problem(f"another fairway has trained in {folder} meanwhile; give the command again")
+            write_text(folder / RECIPE, show(recipe))
             update_run(folder, run | {"device": device_name(world.device), "threads": threads, "world_size": world.size})
         return _train_to_the_end(world, folder, recipe, dataset, trainer, clock, threads, terminal, checkpoint, watch)
 
@@ -185,11 +228,10 @@ def _train_to_the_end(world, folder, recipe, dataset, trainer, clock, threads, t
     if world.rank == 0:
         # Before the score, which may be interrupted or find a broken shard.
         update_run(folder, results | {"sha256": {METRICS: file_sha256(folder / METRICS)}})
-    if any(not path.exists() for path in dataset.val) or not dataset.val:
+    if not unscored({}, dataset):
         terminal.note("no validation shards: the weights are not scored")
     else:
-        # Weights are scored by themselves: mixers come with the packed file.
-        plain, found = replace(pass_plans(recipe)[0], mix=()), {}
+        plain, found = plain_pass(recipe), {}
         scoring = Scoring(model, machine, dataset, clock, world)
         for name, tensors in [("weights", None), *others]:
             if tensors is not None:

@@ -17,7 +17,7 @@ from fairway.model.stream import InputNorm, SmearGate
 from fairway.node import drop, override
 from fairway.problem import DoesNotHold, Interrupted, Problem
 from fairway.quantize.qat import LateQAT
-from fairway.stages import read_recipe, train
+from fairway.stages import read_recipe, resume_training, train
 from fairway.terminal import Terminal
 from fairway.train.dist import World
 from train.tiny import SETTINGS, curve, rows, tiny
@@ -198,6 +198,19 @@ def test_a_run_whose_score_was_interrupted_is_scored_and_not_trained_again(done,
     assert run(tiny_data, again) == done[1]
     assert stamps(again) == before
     assert "weights" in json.loads((again / "SmearGate" / "run.json").read_text())["bpb"]
+
+
+def test_resume_scores_weights_that_were_not_and_trains_again_where_it_is_not_known_how_long(again):
+    silent, path = Terminal(quiet=True), again / "SmearGate" / "run.json"
+    before, facts = stamps(again), json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in facts.items() if key != "bpb"}))
+    assert resume_training(again / "SmearGate", silent)["bpb"] == {"weights": facts["bpb"]["weights"]}
+    assert stamps(again) == before
+    with pytest.raises(Problem, match="has ended"):
+        resume_training(again / "SmearGate", silent)
+    path.write_text(json.dumps({key: value for key, value in facts.items() if key not in ("bpb", "steps")}))
+    run = resume_training(again / "SmearGate", silent)
+    assert (run["steps"], run["bpb"]) == (4, facts["bpb"]) and stamps(again) != before
 
 
 def test_a_technique_without_which_it_diverges_is_a_row_and_the_others_go_on(tiny_data, tmp_path, monkeypatch):

@@ -13,6 +13,8 @@ from fairway.node import override, show
 from fairway.stages import read_recipe
 from train.tiny import IN_ORDER, MODEL, begin, finish, lines, train_arguments
 
+NAMED = ("--name", "n", "--author", "a", "--github", "g")
+
 
 @pytest.fixture
 def data(tiny_data, tmp_path):
@@ -98,6 +100,19 @@ def test_a_recipe_that_cannot_be_trained_leaves_no_folder(refused, tiny_data, tm
         (["data", "build", "no-source", "--out", "o"], "no-source is not there"),
         (["data", "build", "python-docs", "--out", "o", "--shards", "2"], "--shards and --caseops belong to fineweb"),
         (["data", "check", "no-data"], "no-data is no data folder"),
+        (["compare"], "no run is named; give run folders"),
+        (["report", "--out", "page.html"], "no run is named; give run folders"),
+        (["record", "--out", "out", *NAMED], "no run is named; give run folders"),
+        (["record", "r", "--out", "", *NAMED], "--out . is empty or names no folder of its own"),
+        (["record", "r", "--out", "out", *NAMED, "--record"], "--record is empty; give it a value, or leave it out"),
+        (["record", "r", "--out", "out", *NAMED, "--record", "nan"], "--record nan is no bpb; give a number above 0"),
+        (["record", "r", "--out", "out", *NAMED, "--track", "a b"], "--track 'a b' takes letters"),
+        (["compare", "r", "--record"], "--record is empty"),
+        (["compare", "r", "--against"], "--against is empty"),
+        (["runs", ".", "--where"], "--where is empty"),
+        (["review", ".", "--record", "nan"], "--record nan is no bpb"),
+        (["review", ".", "--record", "-3"], "--record -3.0 is no bpb"),
+        (["review", ".", "--seconds", "nan"], "--seconds nan is no time; give a number above 0"),
     ],
 )
 def test_what_is_not_there_is_named_in_one_line(refused, tmp_path, monkeypatch, arguments, says):

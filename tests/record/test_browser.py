@@ -153,7 +153,7 @@ def test_the_keyboard_reaches_the_result_and_opens_what_is_folded(browser, place
     keys.send_keys(Keys.ENTER).perform()
     assert browser.execute_script(is_open, summary)
     rows = texts(browser, "#stages tbody th")
-    assert rows[:3] == ["seed42, weights", "seed42, packed", "seed42, Sliding"]
+    assert rows[:3] == ["seed42, weights", "seed42, packed file", "seed42, packed file, sliding windows"]
 
 
 def test_the_keyboard_reaches_every_table_that_scrolls(browser, places):

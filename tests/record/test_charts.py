@@ -480,7 +480,9 @@ def test_means_of_columns():
 def test_texts_are_cut_and_broken_to_their_room():
     assert clipped("short", 100, 12) == "short"
     cut = clipped("a name that is too long", 80, 12)
-    assert cut.endswith("…") and text_width(cut, 12) <= 80 and len(cut) > 6
+    assert cut.startswith("a nam") and cut.endswith("long") and text_width(cut, 12) <= 80 and len(cut) > 6
+    names = [clipped(f"{'a' * 60}-{seed}{'b' * 9}-{seed}", 80, 12) for seed in (1, 2)]
+    assert names[0] != names[1] and clipped("wide", 1, 12) == "…" and clipped("i" * 200, 80, 12).count("i") == 15
     assert text_width("模型", 10) == 20
     assert lines_of("blocks.*.mlp.up", 1000, 12) == ["blocks.*.mlp.up"]
     assert (

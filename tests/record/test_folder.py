@@ -11,12 +11,13 @@ import pytest
 from fairway.node import override
 from fairway.problem import DoesNotHold, Problem
 from fairway.recipes.demo import demo
-from fairway.record.admission import SEEDS_FILE
+from fairway.record.admission import SEEDS_FILE, metrics_faults
 from fairway.record.folder import write_record
+from fairway.record.measured import read_measured
 from fairway.referee.review import static_rows
 from fairway.stages import score
 from fairway.terminal import Terminal
-from record.made_runs import ABOUT, PROGRAM, SETTINGS, change, put, verdict, write, write_run, write_seeds
+from record.made_runs import ABOUT, PROGRAM, SETTINGS, change, put, sha256, verdict, write, write_run, write_seeds
 from train.tiny import environment
 
 ALL = ("recipes", "code", "data", "cap", "time", "seeds", "audit")
@@ -232,3 +233,41 @@ def test_the_program_of_the_folder_gives_the_same_score_from_an_empty_directory(
     ended = subprocess.run(command, cwd=tmp_path / "out", env=environment(), capture_output=True, text=True, timeout=120)
     assert ended.returncode == 0, ended.stderr
     assert json.loads((tmp_path / "out" / "score.json").read_text())["bpb"] == found["bpb"]
+
+
+@pytest.mark.parametrize(("later", "refused"), [(4.9, False), (5.1, True)])
+def test_training_ends_soon_after_its_last_step(tmp_path, later, refused):
+    run = write_run(tmp_path / "seed42")
+    path, seconds = run / "metrics.jsonl", 12.5
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[-1]["seconds"] = seconds - later - seconds / len(rows)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    change(run / "run.json", put("sha256", "metrics.jsonl", sha256(path.read_bytes())))
+    faults = metrics_faults(read_measured(run))
+    assert bool(faults) == refused and (not refused or "ends after" in faults[0])
+
+
+ODD = {
+    "name": ["", "  ", "two\nlines", "bell\a", os.fsdecode(b"\xff")], "author": ["", "a\u2028b"], "github": ["", "a\tb"],
+    "track": ["", "a b", "../x", "é"], "blurb": ["# head", "a\n# head", " | cell", "\0"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("option", "text"), [(option, text) for option, texts in ODD.items() for text in texts])
+def test_words_that_the_files_cannot_hold_are_refused_before_any_work(tmp_path, option, text):
+    with pytest.raises(Problem, match=f"--{option} ") as caught:
+        write_record([tmp_path / "none"], tmp_path / "out", ABOUT | {option: text}, (), (), True, None)
+    assert str(caught.value).isprintable()
+
+
+def test_where_a_record_cannot_be_written_is_found_before_any_work(tmp_path):
+    (tmp_path / "file").touch()
+    for out, says in ((tmp_path / "file" / "out", "cannot write"), ("", "--out . is empty")):
+        with pytest.raises(Problem, match=says):
+            record([tmp_path / "none"], out)
+
+
+@pytest.mark.parametrize("figure", ["nan", "inf", "0", "-1"])
+def test_a_record_that_is_no_bpb_is_refused_before_any_work(tmp_path, figure):
+    with pytest.raises(Problem, match=r"--record \S+ is no bpb; give a number above 0"):
+        record([tmp_path / "none"], tmp_path / "out", against=(1.2, float(figure)))

@@ -62,7 +62,7 @@ def test_a_changed_file_is_named(run, said):
 
 
 def test_no_folder_and_a_folder_without_runs_are_one_line(tmp_path):
-    with pytest.raises(Problem, match="no run in nothing; give run folders"):
+    with pytest.raises(Problem, match="no run is named; give run folders"):
         measured_runs([])
     with pytest.raises(Problem, match=r"no run in .*; give run folders"):
         measured_runs([tmp_path])

@@ -8,7 +8,7 @@ from fairway.node import digest, override, parse_node
 from fairway.recipes.demo import demo
 from fairway.record.log import log_name
 from fairway.record.measured import read_measured
-from fairway.record.readme import audit_table, markdown_table, readme_text, toolkit_commands
+from fairway.record.readme import audit_table, markdown_table, readme_text, seconds_table, toolkit_commands
 from fairway.record.submission import submission_of
 from fairway.referee.readme import read_readme
 from record.made_runs import ABOUT, PROGRAM, SETTINGS, change, put, sha256, verdict, write_run, write_seeds
@@ -119,3 +119,9 @@ def test_bytes_of_layers_stand_together(paths):
     text, _ = text_of(paths)
     assert f"| blocks.*.mlp.up (q) | {20_042 - 100:,} | {20_314 - 100:,} | {21_234 - 100:,} |" in text
     assert f"| model.bin | {20_042:,} | {20_314:,} | {21_234:,} |" in text
+
+
+def test_seconds_of_the_artifact_are_training_and_calibration_together(tmp_path):
+    runs = [read_measured(write_run(tmp_path / str(seed), seed, train=1.0 * seed, calibrate=1.5)) for seed in (42, 314)]
+    rows = {row[0]: row[1:] for row in seconds_table(runs)}
+    assert rows["train and calibrate"] == ("43.5", "315.5") and rows["train"] == ("42.0", "314.0")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -14,11 +15,14 @@ from scipy.stats import t as student
 from fairway.data.dataset import open_dataset, validation_tokens
 from fairway.problem import Problem
 from fairway.record.compare import compare
-from fairway.record.figures import bucket_rows, bucket_sums, doubling_bucket, loss_by_place
+from fairway.record.figures import bucket_rows, bucket_sums, doubling_bucket, loss_by_place, stage_label
+from fairway.record.heading import limit_tiles
 from fairway.record.measured import measured_runs
 from fairway.record.report import write_report
+from record.made_runs import write_run
 from record.pages import VERDICTS, change, scored_run, trained_run
 
+CONTEST = {"device": "NVIDIA H100 80GB HBM3", "world_size": 8}
 EVIL = "<script>alert(1)</script>"
 VOID = ("meta", "link", "br")
 
@@ -109,8 +113,8 @@ def test_the_stairs_go_from_the_weights_to_the_score_with_their_changes(whole):
     bpb = bpb_of(whole[0])[0]
     assert whole[1].table("run and stage")[:3] == [
         ["seed42, weights", f"{bpb + 0.01:.6f}", "", ""],
-        ["seed42, packed", f"{bpb + 0.02:.6f}", "+0.010000", ""],
-        ["seed42, Sliding", f"{bpb:.6f}", "-0.020000", "-0.030000 to -0.010000"],
+        ["seed42, packed file", f"{bpb + 0.02:.6f}", "+0.010000", ""],
+        ["seed42, packed file, sliding windows", f"{bpb:.6f}", "-0.020000", "-0.030000 to -0.010000"],
     ]
 
 
@@ -128,8 +132,8 @@ def test_seconds_say_what_is_counted_and_leave_the_scores_own_out_of_the_making(
         ["seed42, quantise", "0.50", "no"], ["seed42, encode", "1.50", "no"],
     ]  # fmt: skip
     assert whole[1].table("run and pass")[:2] == [
-        ["seed42, packed", "6.50", "", "8,901", "no"],
-        ["seed42, Sliding", "9.75", "", "8,901", "yes"],
+        ["seed42, packed file", "6.50", "", "8,901", "no"],
+        ["seed42, packed file, sliding windows", "9.75", "", "8,901", "yes"],
     ]
 
 
@@ -295,9 +299,14 @@ def test_a_comparison_that_cannot_be_made_says_why(tmp_path):
     assert "No comparison: " in page.text and "b has no score of its packed file" in page.text
 
 
-@pytest.mark.parametrize("what, state", [("fine", "pass"), ("elsewhere", "untested"), ("failed", "fail"), ("heavy", "fail")])
+@pytest.mark.parametrize(
+    "what, state",
+    [("fine", "pass"), ("light", "untested"), ("elsewhere", "untested"), ("failed", "fail"), ("heavy", "fail")],
+)
 def test_a_limit_is_broken_where_it_holds_and_not_tested_elsewhere(tmp_path, what, state):
     run = scored_run(tmp_path / "a", 1, audit=[("T1", "time", "FAIL" if what == "failed" else "PASS")])
+    if what != "light":
+        change(run / "run.json", **CONTEST)
     if what in ("elsewhere", "failed"):
         change(run / "run.json", phases={"train": 590.0, "calibrate": 10.3})
     if what == "heavy":
@@ -403,3 +412,52 @@ def test_a_line_of_metrics_without_a_step_is_told(tmp_path, step):
     lines = ['{"step": 1, "loss": 6.5, "seconds": 1}', f'{{"step": {step}, "loss": 5, "seconds": 1}}']
     (run / "metrics.jsonl").write_text("\n".join(lines))
     assert "metrics.jsonl, line 2 is no step" in page_of(tmp_path, [run]).text
+
+
+def test_a_limit_is_told_of_the_run_that_comes_nearest_to_it(tmp_path):
+    for name, train, size, device in (("a", 300.0, 5, {}), ("b", 500.0, 9, CONTEST), ("c", 400.0, 7, CONTEST)):
+        run = scored_run(tmp_path / name, size, audit=None, **device)
+        change(run / "run.json", phases={"train": train})
+    runs = measured_runs([tmp_path])
+    weight, training, scoring = limit_tiles(runs, ["a", "b", "c"])
+    assert (weight["value"], training["value"], training["state"]) == (
+        f"{max(one.total_bytes for one in runs):,}",
+        "500.0 s",
+        "untested",
+    )
+    assert "most of 3 runs, b); the limit is for 8 H100" in training["about"] and scoring["state"] == "untested"
+    assert [one["state"] for one in limit_tiles(runs[1:], ["b", "c"])] == ["pass", "pass", "pass"]
+
+
+def test_a_run_that_does_not_agree_with_itself_is_said_and_in_no_tile(tmp_path):
+    runs = [write_run(tmp_path / f"seed{seed}", seed, train=float(seed)) for seed in (42, 314)]
+    with (runs[1] / "model.bin").open("ab") as file:
+        file.write(b"x")
+    page = page_of(tmp_path, [tmp_path])
+    said = "seed314 does not agree with itself: model.bin is not the file that was packed. No tile above counts it."
+    assert said in page.text and "seed42 does not" not in page.text
+    assert (
+        "Training 43.2 s" in page.text
+        and "0 FAIL 13 PASS, 0 NOT TESTED in 1 run" in page.text
+        and "demo no score" in page.text
+    )
+    scored = scored_run(tmp_path / "other", 1)
+    change(scored / "score.json", bpb=1.0)
+    page = page_of(tmp_path, runs[:1], [scored])
+    assert "other does not agree with itself: score.json says 1.0" in page.text and "No comparison: " in page.text
+    assert "Difference" not in page.text
+
+
+def test_stages_are_called_by_words_and_machines_are_added(tmp_path):
+    from fairway.listing import plain_stage
+
+    assert all(stage_label(name) == plain_stage(name) for name in ("NonOverlapping", "Sliding", "Other"))
+    for seed in (1, 2):
+        scored_run(tmp_path / f"seed{seed}", seed, device=f"cpu x{seed}")
+    text = page_of(tmp_path, [tmp_path]).text
+    assert "cpu x1 and cpu x2" in text and "sliding windows" in text and "Sliding" not in text.partition("Recipe")[0]
+
+
+def test_a_folder_whose_name_is_no_utf_8_has_a_page(tmp_path):
+    run = trained_run(tmp_path / os.fsdecode(b"a\xff\n"), 1)
+    assert "a?" in page_of(tmp_path, [run]).text

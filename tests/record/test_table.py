@@ -144,10 +144,10 @@ def test_a_folder_without_runs_is_refused(tmp_path):
         ("run.json", "{", "run.json is not valid JSON"),
         ("run.json", "[]", "run.json holds a list"),
         ("run.json", {"recipe": "demo"}, "names no data_hash"),
-        ("run.json", run_json(1, bpb={"packed": "low"}), "bpb.packed is 'low'"),
-        ("run.json", run_json(1, bpb={"packed": True}), "bpb.packed is True"),
-        ("run.json", run_json(1, changes=["x"]), "AttributeError"),
-        ("run.json", run_json(1, recipe=7), "recipe is 7"),
+        ("run.json", run_json(1, bpb={"packed": "low"}), "bpb takes dict[str, float], not {'packed': 'low'}"),
+        ("run.json", run_json(1, bpb={"packed": True}), "bpb takes dict[str, float], not"),
+        ("run.json", run_json(1, changes=["x"]), "changes takes dict[str, list[str]], not ['x']"),
+        ("run.json", run_json(1, recipe=7), "recipe takes str, not 7"),
         ("score.json", "{", "score.json is not valid JSON"),
         ("score.json", {"stages": [{}]}, "KeyError: 'name'"),
         ("ledger.json", "", "ledger.json is not valid JSON"),
@@ -248,3 +248,30 @@ def test_two_thousand_runs_are_listed_within_a_second(runs, tmp_path):
     spent = time.process_time() - begin
     assert len(result["runs"]) == 2000
     assert spent < 1.0, f"{spent:.2f} s"
+
+
+def test_a_table_replaces_a_table_and_nothing_else(runs, tmp_path):
+    own = runs / "a" / "run.json"
+    before = own.read_bytes()
+    with pytest.raises(Problem, match=r"run\.json stands there already and is no table of runs; name another file"):
+        list_runs([runs], "run", (), own)
+    assert own.read_bytes() == before
+    (tmp_path / "t.csv").touch()
+    for _ in range(2):
+        list_runs([runs], "run", (), tmp_path / "t.csv")
+    assert (tmp_path / "t.csv").read_text().startswith("run,recipe,")
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf", "1e999"])
+def test_a_condition_takes_a_finite_number(runs, number):
+    with pytest.raises(Problem, match=f"seed is a number, '{number}' is none"):
+        list_runs([runs], "run", [f"seed={number}"], None)
+
+
+def test_a_name_of_two_lines_is_one_line_of_the_table(tmp_path, capsys):
+    for name in (b"one", b"two\nlines", b"no\xff"):
+        scored(tmp_path / os.fsdecode(name), 1, 2.0)
+    print_runs(list_runs([tmp_path], "run", (), tmp_path / "t.csv"))
+    assert len(capsys.readouterr().out.splitlines()) == 3 + 3
+    with open(tmp_path / "t.csv", newline="") as file:
+        assert [row[0].rpartition("/")[2] for row in csv.reader(file)][1:] == ["no?", "one", "two\nlines"]

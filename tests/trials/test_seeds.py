@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,11 +17,11 @@ from fairway.files import owning, read_json, write_json
 from fairway.node import digest, override, show
 from fairway.problem import Interrupted, Problem
 from fairway.score.stage import SCORING
-from fairway.stages import find_recipe, with_budget
+from fairway.stages import find_recipe, train, trainer_on_all_ranks, with_budget
 from fairway.terminal import Terminal
 from fairway.train.dist import World
 from fairway.trials import seeds as seeds_module
-from fairway.trials.child import ending_of
+from fairway.trials.child import ending_of, run_child
 from fairway.trials.rows import all_rows, holding, reached_stage, settle_seeds, update_row
 from fairway.trials.seeds import SeedWork, print_seeds, train_seeds
 from train.tiny import SETTINGS, begin, fairway, finish, interrupt, rows, train_arguments
@@ -62,7 +63,9 @@ if way == "waits":
 if stage == "train":
     (folder / "checkpoint.pt").unlink(missing_ok=True)
     (folder / "weights.pt").write_text(str(seed))
-    run(bpb={"weights": 2 + seed / 1000})
+    run(steps=12, **({} if way == "unscored" else {"bpb": {"weights": 2 + seed / 1000}}))
+if way == "ended":
+    os.kill(os.getpid(), signal.SIGKILL)
 if stage == "pack":
     for name in ("score.json", "nats.npy", "audit.json"):
         (folder / name).unlink(missing_ok=True)
@@ -305,6 +308,7 @@ def test_another_recipe_other_data_or_another_run_is_refused_before_anything_beg
     write_json(desk.out / "seeds.json", read_json(desk.out / "seeds.json") | {"data_hash": "0123"})
     with pytest.raises(Problem, match=r"has runs on data 0123"):
         desk(2)
+    (desk.out / "seeds.json").unlink()
     run = read_json(desk.out / "seed1" / "run.json")
     (desk.out / "seed3").mkdir()
     write_json(desk.out / "seed3" / "run.json", run)
@@ -313,6 +317,116 @@ def test_another_recipe_other_data_or_another_run_is_refused_before_anything_beg
     with pytest.raises(Problem, match=r"--cluster timeout_min=5 belongs to --submit"):
         desk(1, cluster=("timeout_min=5",))
     assert desk.calls == []
+
+
+def test_another_recipe_is_named_by_its_field_though_the_seed_is_there(desk):
+    desk(1, until="train")
+    with pytest.raises(Problem, match=r"recipe.py has train.clip=0.3, not 0.5: choose another --out"):
+        desk(1, settings=(*SETTINGS, "train.clip=0.5"))
+
+
+def test_a_recipe_by_which_nothing_has_begun_binds_nobody(desk):
+    dataset = open_dataset(desk.data)
+    settle_seeds(desk.out, override(desk.recipe, ("train.clip=0.5",)), desk.data, dataset, "train", [1])
+    settle_seeds(desk.out, desk.recipe, desk.data, dataset, "train", [1])
+    assert (desk.out / "recipe.py").read_text() == show(desk.recipe)
+    (desk.out / "seeds.json").unlink()  # a recipe that we have not written stays
+    with pytest.raises(Problem, match=r"recipe.py has train.clip=0.3, not 0.5"):
+        settle_seeds(desk.out, override(desk.recipe, ("train.clip=0.5",)), desk.data, dataset, "train", [1])
+
+
+def test_a_cluster_s_refusal_leaves_nothing_and_has_only_the_user_s_words(desk):
+    with pytest.raises(Problem, match=r"--cluster foo=1: .*foo.*as in timeout_min=60") as caught:
+        desk(1, submit="local", cluster=("foo=1",))
+    assert "gpus_per_node" not in str(caught.value) and not desk.out.exists()
+
+
+def test_a_checkpoint_of_other_ranks_and_a_run_s_own_folder_are_refused(desk):
+    desk(1, until="train")
+    folder = desk.out / "seed1"
+    (folder / "checkpoint.pt").touch()
+    write_json(folder / "run.json", read_json(folder / "run.json") | {"world_size": 8})
+    with pytest.raises(Problem, match="seed1 was interrupted on 8 processes: give --ranks 8, or another --out"):
+        desk(1)
+    assert len(desk.row(1)["attempts"]) == 1 and desk.calls == []
+    desk.out = folder
+    with pytest.raises(Problem, match="seed1 is itself a run"):
+        desk(1)
+
+
+ROWS = ([], None, {"attempts": None}, {"attempts": [{}]}, {"attempts": [7]}, {"seed": 9}, {"folder": "seed9"}, {"bpb": "1"},
+        {"reached": "end"}, {"reached": []})  # fmt: skip
+
+
+def test_files_of_another_shape_are_refused_in_one_line(desk):
+    desk(1, until="train")
+    path, before = desk.out / "seed1.json", read_json(desk.out / "seed1.json")
+    for content in ROWS:
+        write_json(path, before | content if content else content)
+        with pytest.raises(Problem, match=r"seed1.json is no row of seed 1; restore it"):
+            desk(1, 2)
+    write_json(path, before)
+    for content in ({}, [], None, {"seeds": []}):
+        write_json(desk.out / "seeds.json", content)
+        with pytest.raises(Problem, match=r"seeds.json is no list of seeds; restore it"):
+            desk(1)
+    (desk.out / "seeds.json").unlink()
+    assert desk(1, until="train")["seeds"] == [before]
+
+
+def test_weights_without_the_score_that_they_can_have_are_not_through_train(desk, monkeypatch):
+    assert reached(desk(1, until="train", train_1="unscored")) == {1: None}
+    assert reached_stage(desk.out / "seed1") is None
+    assert reached(desk(1, until="train")) == {1: "train"} and desk.calls == ["train 1 resumed"]
+    run = read_json(desk.out / "seed1" / "run.json")
+    write_json(desk.out / "seed1" / "run.json", run | {"bpb": {}})
+    monkeypatch.setattr("fairway.trials.rows.unscored", lambda *_: False)  # as without validation shards
+    assert reached_stage(desk.out / "seed1") == "train"
+
+
+def test_a_process_that_is_killed_after_all_is_there_lacks_nothing(desk):
+    assert reached(desk(1, until="train", train_1="ended")) == {1: "train"}
+    assert [(one["outcome"], one["reason"]) for one in desk.row(1)["attempts"]] == [("done", None)]
+    lost = {"began": "2026-01-01T00:00:00+00:00", "ended": None, "outcome": None, "reason": None, "folder": "seed1"}
+    update_row(desk.out, 1, attempts=[lost])
+    desk(1, until="train")
+    assert [(one["outcome"], one["reason"]) for one in desk.row(1)["attempts"]] == [("killed", None)]
+
+
+def test_a_seed_is_its_child_s_when_we_are_killed(tmp_path):
+    path, pid = tmp_path / "seed1.log", tmp_path / "pid"
+    told = f"import os, time; open({str(tmp_path / 'part')!r}, 'w').write(str(os.getpid()))"
+    told += f"; os.rename({str(tmp_path / 'part')!r}, {str(pid)!r}); time.sleep(60)"
+    if (parent := os.fork()) == 0:
+        with holding(path) as log:
+            run_child([sys.executable, "-S", "-c", told], log, SimpleNamespace(asked=False))
+        os._exit(0)
+    end = time.monotonic() + 30
+    while not pid.exists():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+    with holding(path) as held:
+        assert held is None
+    os.kill(int(pid.read_text()), signal.SIGKILL)
+    with holding(path, wait=True) as held:
+        assert held is not None
+
+
+def test_what_another_process_began_meanwhile_is_not_begun_again(tiny_data, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+
+    def slow(*arguments):
+        made = trainer_on_all_ranks(*arguments)
+        out.mkdir()
+        write_json(out / "run.json", {"theirs": 1})
+        return made
+
+    monkeypatch.setattr("fairway.stages.trainer_on_all_ranks", slow)
+    with pytest.raises(Problem, match=r"another fairway has trained in .* meanwhile"):
+        train("demo", tiny_data, out, 1, 2, None, SETTINGS, Terminal(quiet=True))
+    assert [path.name for path in out.iterdir()] == ["run.json"] and read_json(out / "run.json") == {"theirs": 1}
 
 
 def test_torchrun_and_no_rank_at_all_are_refused(desk, monkeypatch):
@@ -406,8 +520,10 @@ def test_a_run_on_two_ranks_is_interrupted_and_resumed_and_one_that_is_killed_go
         time.sleep(0.05)
     process.kill()
     finish(process)
-    while (code := fairway(*words)[0]) == 1 and not (tmp_path / "seed5" / "weights.pt").exists():
-        time.sleep(1)  # the run that has outlived us is left alone
+    assert "seed 5 is in work elsewhere" in fairway(*words)[2]  # the run that has outlived us is left alone
+    end = time.monotonic() + 200
+    while fairway(*words)[0] == 1 and time.monotonic() < end:
+        time.sleep(1)
     assert len(rows(tmp_path / "seed5")) == 300
     outcomes = [one["outcome"] for one in read_json(tmp_path / "seeds.json")["seeds"][0]["attempts"]]
     assert outcomes[:2] == ["interrupted", "killed"]

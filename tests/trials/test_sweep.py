@@ -13,94 +13,33 @@ from types import SimpleNamespace
 
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.trial import TrialState, create_trial
+from optuna.trial import TrialState
 
-from fairway.cli import SweepCommand
-from fairway.files import owning
 from fairway.node import paths
 from fairway.problem import DoesNotHold, Interrupted, Problem
 from fairway.stages import read_recipe, train
-from fairway.terminal import Terminal
 from fairway.train.dist import World
 from fairway.trials import study as study_module
-from fairway.trials.space import read_space, value_at
-from fairway.trials.study import Board, Lookout, shown_url
+from fairway.trials.space import value_at
 from fairway.trials.sweep import (
-    SweepPlan,
     claim_trial,
     in_best_share,
     plan_sweep,
     print_sweep,
     refuse_ranks,
+    rungs_of,
     smoothed_loss,
-    sweep,
     take_trials,
 )
 from fairway.trials.transfer import transfer_of
 from train.tiny import SETTINGS, begin, curve, finish, interrupt, rows, tiny
-
-RATE = "optim.Muon.rate=0.003..0.1:log"
-SILENT = Terminal(quiet=True)
-
-
-def command(data, out, **changes):
-    about = {"name": "demo", "data": data, "out": out, "over": (), "steps": 12, "trials": 3, "seed": 5}
-    return SweepCommand(**(about | changes))
-
-
-def run(data, out, *over, settings=SETTINGS, terminal=SILENT, **changes):
-    return sweep(command(data, out, **changes), over or (RATE,), settings, terminal)
+from trials.sweeps import RATE, SILENT, Notes, board_in, climbing, command, plan_in, run, space_of
 
 
 def words(data, out, *over, **options):
     given = {"steps": 12, "trials": 3, "seed": 5} | options
     flags = itertools.chain(*((f"--{name}", value) for name, value in given.items()))
     return ["sweep", "demo", "--data", data, "--out", out, "--over", *(over or (RATE,)), *flags, "--set", *SETTINGS]
-
-
-def space_of(*over, settings=()):
-    return read_space(over, lambda some: tiny(*settings, *some))
-
-
-class Notes:
-    """A terminal that keeps what is said."""
-
-    quiet = False
-
-    def __init__(self):
-        self.lines = []
-
-    def note(self, line):
-        self.lines.append(line)
-
-    def progress(self, title):
-        return nullcontext(lambda *_: None)
-
-
-def plan_in(out, *over, **changes):
-    """A plan whose trials need not be trained."""
-    out.mkdir(exist_ok=True)
-    about = {
-        "name": "demo", "data": out, "out": out, "recipe": tiny(), "dataset": None, "space": space_of(*(over or (RATE,))),
-        "settings": (), "seed": 5, "trials": 4, "steps": 81, "tokens": None, "factor": 3, "rungs": (3, 9, 27),
-    }  # fmt: skip
-    return SweepPlan(**(about | changes))
-
-
-def board_in(out):
-    return Board(f"sqlite:///{out / 'sweep.db'}")
-
-
-def climbing(curves, seen):
-    """An objective that reports the losses of a curve for each trial; what was asked of it is kept in `seen`."""
-
-    def objective(number, values, judge):
-        for spent in (3, 9, 27):
-            seen.append((number, spent))
-            judge(spent, curves(number, values) / spent, spent, 81)
-        return {"bpb": curves(number, values), "loss": curves(number, values) / 81, "steps": 81}
-
-    return objective
 
 
 class PressesControlC(Notes):
@@ -134,6 +73,11 @@ def test_numbers_become_ranges_of_the_field_s_own_kind_and_texts_become_choices(
         ("optim.Muon.rate=low..high", "takes float, not 'low'"),
         ("model.head=(TiedHead(),)|(Tied(),)", "nearest is TiedHead"),
         ("average=()..(SWA(),)", "no number"),
+        (
+            "model.stream.SmearGate.stop_at_bos=true..false",
+            "true or false, no range; give model.stream.SmearGate.stop_at_bos=true|f",
+        ),
+        ("model.heads=2|3", "--over model.heads=2|3: with model.heads=3: "),
         ("model.heads=2..3", "heads 3"),
         ("train.budget.steps=1..5", "same budget"),
         ("train=Training(schedule=WarmDownSteps())|Training(schedule=WarmDownSteps(),clip=1.0)", "same budget"),
@@ -159,6 +103,8 @@ def test_what_is_quantised_while_training_may_be_swept():
         ({"trials": 0}, "--trials 0"), ({"factor": 1}, "--factor 1"), ({"rungs": -1}, "--rungs -1"),
         ({"tokens": 1000}, "not both"), ({"steps": None}, "by the clock"), ({"steps": 0}, "a budget of 0"),
         ({"steps": None, "tokens": 100}, "less than a step's"), ({"settings": ("train.budget.seconds=5",)}, "train.budget"),
+        ({"storage": "sqlite://"}, "in memory"), ({"storage": "sqlite:///:memory:"}, "in memory"),
+        ({"storage": "sqlite:///file:x?mode=memory&uri=true"}, "in memory"),
         ({"storage": "nope"}, "cannot be used"), ({"storage": "none://a"}, "none"),
         ({"storage": "sqlite:////no/such/{folder}/x.db"}, "unable to open database file"),
         ({"storage": "mysql+pymysql://me:secret@localhost/x"}, "pip install pymysql"),
@@ -323,65 +269,9 @@ def test_a_trial_beyond_the_number_is_given_back(tmp_path):
     assert claim_trial(board, replace(plan, trials=4)).number == 2
 
 
-# ---- who has died
-
-
-def running(number, beat):
-    trial = create_trial(state=TrialState.RUNNING, user_attrs={"beat": beat})
-    trial.number = number
-    return trial
-
-
-def test_only_a_trial_whose_beat_stands_still_for_the_time_of_grace_is_lost(monkeypatch):
-    clock = iter((0.0, 50.0, 70.0, 100.0, 120.0))
-    monkeypatch.setattr(study_module.time, "monotonic", lambda: next(clock))
-    lookout = Lookout()
-    assert lookout.look([running(0, "a 1"), running(1, "b 1"), running(2, None)]) == []
-    assert lookout.unsure == [0, 1, 2]
-    assert lookout.look([running(0, "a 1"), running(1, "b 2"), running(2, None)]) == []
-    assert lookout.unsure == [0, 2]
-    assert lookout.look([running(0, "a 1"), running(1, "b 2"), running(2, None)]) == [0, 2]
-    assert lookout.look([running(1, "b 2")]) == []
-    assert lookout.look([running(1, "b 2"), running(0, "a 1")]) == [1]
-
-
-def test_a_worker_beats_while_it_trains(tmp_path, monkeypatch):
-    monkeypatch.setattr(study_module, "BEAT_SECONDS", 0.01)
-    plan, board, heard = plan_in(tmp_path, trials=1, rungs=()), board_in(tmp_path), set()
-
-    def objective(number, values, judge):
-        end = time.monotonic() + 5
-        while len(heard) < 3 and time.monotonic() < end:
-            heard.add(board.study.get_trials()[0].user_attrs.get("beat"))
-        return {"bpb": 1.0, "loss": 1.0, "steps": 81}
-
-    take_trials(board, plan, objective, SILENT)
-    assert len(heard - {None}) > 1
-
-
-def test_a_silent_trial_is_taken_over_unless_its_folder_is_held(tmp_path, monkeypatch):
-    monkeypatch.setattr(study_module, "GRACE_SECONDS", 0.5)
-    plan, board = plan_in(tmp_path, trials=2, rungs=()), board_in(tmp_path)
-    for number in (0, 1):
-        assert claim_trial(board, plan).number == number
-    plan.folder(1).mkdir()
-    trained = []
-
-    def objective(number, values, judge):
-        trained.append(number)
-        return {"bpb": 1.0, "loss": 1.0, "steps": 81}
-
-    notes = Notes()
-
-    def nap(seconds):
-        if trained:  # the holder of the other folder speaks, so that nobody waits for it
-            board.note(1, beat="elsewhere 2")
-
-    monkeypatch.setattr("fairway.trials.sweep.time.sleep", nap)
-    with owning(plan.folder(1)):
-        result = take_trials(board, plan, objective, notes)
-    assert trained == [0] and [row["state"] for row in result["trials"]] == ["complete", "running"]
-    assert "trial 0 has lost its worker: it goes on here" in notes.lines
+def test_rungs_are_whole_steps_or_tokens_none_below_one():
+    assert rungs_of(81, 3, 3) == (3, 9, 27) and rungs_of(100, 3, 2) == (12, 34) and rungs_of(81, 3, 0) == ()
+    assert rungs_of(12, 2, 10**7) == (1, 2, 3, 6) and rungs_of(1, 2, 5) == ()
 
 
 # ---- with training
@@ -459,8 +349,9 @@ def test_given_again_nothing_is_trained_twice_and_more_trials_join(done, tiny_da
     out = shutil.copytree(done[0], tmp_path / "out")
     before = stamps(out)
     over = (RATE, "average.SWA.every=2|4")
-    again = run(tiny_data, out, *over, steps=24, rungs=2)
-    assert {**again, "next": None} == {**done[1], "next": None} and stamps(out) == before
+    notes = Notes()
+    again = run(tiny_data, out, *over, steps=24, rungs=2, terminal=notes)
+    assert {**again, "next": None} == {**done[1], "next": None} and stamps(out) == before and notes.lines == []
     more = run(tiny_data, out, *over, steps=24, rungs=2, trials=4)
     assert more["trials"][:3] == done[1]["trials"] and len(more["trials"]) == 4
     assert stamps(out).items() >= before.items()
@@ -470,8 +361,9 @@ def test_without_its_database_a_sweep_reads_the_runs_that_are_there(tiny_data, t
     over, out = ("average.SWA.every=2|4",), tmp_path / "out"
     first = run(tiny_data, out, *over, trials=2, rungs=0)
     (out / "sweep.db").unlink()
-    before = stamps(out)
-    assert run(tiny_data, out, *over, trials=2, rungs=0) == first
+    before, notes = stamps(out), Notes()
+    assert run(tiny_data, out, *over, trials=2, rungs=0, terminal=notes) == first
+    assert "knows no trial" in notes.lines[0] and sum("knows no trial" in line for line in notes.lines) == 1
     assert stamps(out) == before
     (out / "sweep.db").unlink()
     with pytest.raises(Problem, match=r"trial-0000 is a run with recipe \w+, this one is \w+; choose another --out"):
@@ -593,8 +485,3 @@ def test_the_table_has_the_best_what_was_saved_what_transfers_and_the_next_step(
     assert "12 complete, 1 pruned, 1 failed; pruning saved 72 steps" in text and "trial 13 failed: loss nan" in text
     assert "optim.Muon.rate: does NOT transfer" in text and "model.heads: transfers" in text
     assert lines[-1].strip() == "fairway train demo"
-
-
-def test_a_url_is_shown_without_its_password():
-    assert shown_url("postgresql://me:secret@host/x") == "postgresql://me:***@host/x"
-    assert shown_url("nope") == "nope"

@@ -8,13 +8,14 @@ from ..node import digest
 from ..problem import DoesNotHold
 from ..referee.rules import OVERSHOOT, read_policy
 from ..referee.stated import artifact_phases
-from ..referee.verdict import FAIL
+from ..referee.verdict import FAIL, NOT_TESTED, PASS
 from ..runfolder import LEDGER, METRICS, PACKED, PROGRAM, RECIPE, RUN, SCORE
 from ..trials.rows import SEEDS_FILE
 from .measured import faults_of, measured_runs
 from .runfiles import lacking
 
 OTHER_KINDS = ("A1", "T1", "T2", "T4")  # rules whose figures are looked at themselves: kinds "cap" and "time"
+AUDIT_WORDS = (PASS, FAIL, NOT_TESTED)
 HASH_DIGITS = 12  # of a file's SHA-256, as an audit writes it
 # Of run.json, once a run is scored.
 NEEDED_OF_RUN = {
@@ -43,7 +44,7 @@ def refuse_false(one):
     for name, content, stage in ((LEDGER, one.ledger, "pack"), (SCORE, one.score, "score")):
         if content is None:
             raise DoesNotHold(f"{one.folder} has no {name}; `fairway {stage} {one.folder}` writes it")
-    if lack := lacking(one.run, NEEDED_OF_RUN):
+    if lack := lacking(one.run, NEEDED_OF_RUN, {}):
         raise DoesNotHold(f"{one.folder / RUN} {lack}; make the run again")
     if one.score.get("normalised") is False:
         raise DoesNotHold(f"{one.folder} was scored by a rule that is no probability, which is no score; score it again")
@@ -75,7 +76,7 @@ def recipe_faults(one):
 def metrics_faults(one):
     """Where metrics.jsonl does not fit run.json, as texts: it holds one line a step, and ends when training did."""
     rows, run = one.metrics(), one.run
-    if not rows or [row.get("step") for row in rows] != list(range(1, run["steps"] + 1)):
+    if not rows or len(rows) != run["steps"] or any(row["step"] != at for at, row in enumerate(rows, 1)):
         return [f"{METRICS} has {len(rows)} lines that are not the {run['steps']} steps of run.json"]
     if rows[-1].get("tokens") != run["tokens"]:
         return [f"{METRICS} ends after {rows[-1].get('tokens')} tokens, run.json says {run['tokens']}"]
@@ -91,6 +92,9 @@ def audit_faults(one):
     faults, wanted = [], one.run["sha256"][PACKED][:HASH_DIGITS]
     if one.audit and (found := judged_hash(one, PACKED)) not in (wanted, None):
         faults.append(f"its audit is of another {PACKED} ({found}), the run's is {wanted}")
+    faults += [
+        f"its audit says {row['verdict']!r:.40} of {row['rule']!r:.40}" for row in rows if row["verdict"] not in AUDIT_WORDS
+    ]
     known = {"A1": one.total_bytes, "T1": one.train_seconds, "T2": counted_seconds(one), "T4": one.score_seconds}
     known = {rule: (figure, 0.00051) for rule, figure in known.items()}  # an audit rounds seconds to thousandths
     for row in rows:

@@ -15,11 +15,12 @@ from ..data.dataset import open_dataset, validation_tokens
 from ..data.tokenizer import BOS_ID
 from ..problem import Problem
 from ..score.bootstrap import document_of_targets
-from ..score.windows import NonOverlapping
+from ..score.windows import NonOverlapping, Sliding
 
 LOSS_ROWS = 20  # of the table beside a loss curve, which may have 20,000 points
 TARGETS_AT_ONCE = 1 << 22  # looked at together, so that 62 million targets take no more memory than their nats
 ON_CLOCK = ("train", "calibrate")  # phases that the limit of the artifact counts: all that reads data to set weights
+PACKED_STAGE = "packed file"
 FEWEST_DOCUMENTS = 5  # whose spread is shown: of two, Student's t makes a band wider than the picture
 
 
@@ -88,7 +89,8 @@ def span_means(points, edges):
 
 def stage_label(name):
     """A stage in words: the packed file with the windows of the weights' own score is what packing alone has changed."""
-    return "packed" if name == NonOverlapping.__name__ else name
+    words = {"weights": name, NonOverlapping.__name__: PACKED_STAGE, Sliding.__name__: f"{PACKED_STAGE}, sliding windows"}
+    return words.get(name, f"{PACKED_STAGE}, {name}")
 
 
 def bpb_stairs(ones, names):
@@ -99,14 +101,22 @@ def bpb_stairs(ones, names):
         steps = [(stage_label(stage), bpb) for stage, bpb in one.staircase]
         if not steps:
             continue
-        columns.append({"name": name, "steps": steps})
-        intervals = {stage_label(stage["name"]): (stage.get("gain") or {}).get("interval") for stage in score_stages(one)}
+        columns.append({"name": name, "steps": [(stage.removeprefix(f"{PACKED_STAGE}, "), bpb) for stage, bpb in steps]})
+        intervals = {stage_label(stage["name"]): gain_interval(stage) for stage in score_stages(one)}
         for at, (stage, bpb) in enumerate(steps):
             change = f"{bpb - steps[at - 1][1]:+.6f}" if at else ""
             interval = intervals.get(stage)
             spread = f"{interval[0]:+.6f} to {interval[1]:+.6f}" if interval else ""
             rows.append([f"{name}, {stage}", f"{bpb:.6f}", change, spread])
     return columns, page_table(("run and stage", "bpb", "change", "95 % of the change, by documents"), rows)
+
+
+def gain_interval(stage):
+    """[low, high] of what a stage gains, or None where score.json has none."""
+    found = (stage.get("gain") or {}).get("interval")
+    if isinstance(found, list) and len(found) == 2 and all(type(edge) in (int, float) for edge in found):
+        return found
+    return None
 
 
 def score_stages(one):

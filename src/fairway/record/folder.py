@@ -1,14 +1,16 @@
 """`fairway record`: the folder that the contest takes, made from audited runs and from nothing else."""
 
 import os
+import re
 import shutil
 import tempfile
+import unicodedata
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..files import file_sha256, write_json, write_text
+from ..files import file_sha256, refuse_unwritable, write_json, write_text
 from ..problem import DoesNotHold, Problem
-from ..referee.review import static_rows
+from ..referee.review import refuse_no_bpb, static_rows
 from ..referee.rules import read_policy
 from ..referee.verdict import FAIL, Findings, shown, summary_line
 from ..runfolder import PACKED, PROGRAM
@@ -49,8 +51,13 @@ def write_record(runs, out, about, allow, record, with_model, note):
     not allowed, and where the static review of the folder fails a rule that no allowed breach explains.
     """
     out = Path(out)
+    refuse_no_bpb(record)
+    refuse_about(about)
+    if not out.name:
+        raise Problem(f"--out {out} is empty or names no folder of its own; give a new folder")
     if out.exists() or out.is_symlink():
         raise Problem(f"{out} is already there; choose another folder, or remove it")
+    refuse_unwritable(out.parent)
     runs = chosen_runs(runs)
     for one in runs:
         refuse_false(one)
@@ -73,6 +80,20 @@ def write_record(runs, out, about, allow, record, with_model, note):
         "model_of_seed": runs[0].seed if with_model else None, "compliance": told["compliance"], "exceptions": exceptions,
         "files": files, "review": report["summary"],
     }  # fmt: skip
+
+
+def refuse_about(about):
+    """Problem for an option of a submission's own words that its files cannot hold as they are."""
+    for key, text in about.items():
+        signs = [sign for sign in text if unicodedata.category(sign) in ("Cc", "Cs", "Zl", "Zp")]
+        if signs:
+            raise Problem(f"--{key} holds {signs[0]!a}: a line end, a control sign or what is no UTF-8; leave it out")
+        if not text.strip() and key != "blurb":
+            raise Problem(f"--{key} is empty; give it a text")
+    if not re.fullmatch("[A-Za-z0-9_-]+", about["track"]):
+        raise Problem(f"--track {about['track']!r} takes letters, digits, - and _; as in 10min_16mb")
+    if about["blurb"].lstrip().startswith(("#", "|")):
+        raise Problem(f"--blurb {about['blurb']!r:.40} would be a heading or a table in the README; begin with a word")
 
 
 def fill_folder(part, runs, about, record, exceptions, with_model, allow):

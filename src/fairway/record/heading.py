@@ -4,11 +4,12 @@ import shlex
 
 from ..problem import Problem
 from ..referee.rules import OVERSHOOT, read_policy
-from ..referee.stated import CONTEST
-from ..runfolder import PROGRAM
+from ..referee.stated import CONTEST, on_contest_machine
+from ..runfolder import PACKED, PROGRAM
 from .compare import compare
 from .figures import page_table
 from .lineage import lineage_of
+from .measured import faults_of, score_faults
 from .quote import span_text
 from .table import cut_short
 from .verdicts import verdict_rows
@@ -17,12 +18,25 @@ HASHES = (("recipe", "recipe_hash"), ("code", "source_hash"), ("data", "data_has
 SHOWN_CHANGES = 4  # of a recipe against its parent, in the line below its figure; all are in the section of the recipe
 
 
-def group_facts(name, runs):
+def own_faults(ones):
+    """{folder: what does not agree} of the runs that do not agree with themselves: the files of packed ones, the score."""
+    found = {}
+    for one in ones:
+        faults = faults_of(one) if (one.folder / PACKED).is_file() else score_faults(one) if one.score else []
+        if faults:
+            found[one.folder] = faults[0]
+    return found
+
+
+def group_facts(name, runs, faults):
     """Runs of one recipe, with mean, deviation and interval of those that are scored; "stats" is None, and "fault" says
-    why, where none is."""
+    why, where none is, or where one does not agree with itself (`faults` of `own_faults`)."""
     scored = [one for one in runs if one.bpb is not None and one.score]
     stats, fault = None, "no run has a score of its own yet: `fairway score RUN` makes it"
-    if scored:
+    wrong = [f"{one.folder}: {faults[one.folder]}" for one in scored if one.folder in faults]
+    if wrong:
+        fault = wrong[0]
+    elif scored:
         try:
             stats, fault = compare([one.folder for one in scored], (), ())["runs"], None
         except Problem as problem:
@@ -54,7 +68,7 @@ def measured_where(runs):
     """Where a figure comes from, in a line: device, steps, tokens, software; several values where runs differ."""
     found = [run_facts(one, one.name) for one in runs]
     parts = (("device", ""), ("steps", " steps"), ("tokens", " tokens"), ("parameters", " parameters"), ("torch", ""))
-    texts = [" or ".join(dict.fromkeys(facts[key] for facts in found if facts[key])) + unit for key, unit in parts]
+    texts = [" and ".join(dict.fromkeys(facts[key] for facts in found if facts[key])) + unit for key, unit in parts]
     return "; ".join(text for text, (_, unit) in zip(texts, parts, strict=True) if text != unit)
 
 
@@ -136,8 +150,8 @@ def audit_tile(audit):
 
 
 def limit_tiles(ones, names):
-    """Bytes and seconds of the run that comes nearest to each limit. Over a limit of seconds, which are of the contest's
-    machine, is a FAIL where an audit says so, and not tested elsewhere."""
+    """Bytes and seconds of the run that comes nearest to each limit. Over a limit of seconds is a FAIL where an audit says
+    so; under it is a pass where all runs are of the contest's machine, which the limit is for; else nothing was tested."""
     policy, found = read_policy(), []
     limits = (
         ("Bytes", "", ("A1",), [one.total_bytes for one in ones], 0, "code and model"),
@@ -152,8 +166,11 @@ def limit_tiles(ones, names):
         limit, (value, run) = policy.rules[rules[0]].default, max(known)
         most = f"most of {len(known)} runs, {run}" if len(known) > 1 else run
         failed = any(row["rule"] in rules and row["verdict"] == "FAIL" for one in ones for row in verdict_rows(one))
-        state = "fail" if failed else "pass" if value <= limit + slack else "untested" if unit else "fail"
-        over = f"; {value - limit:,.{1 if unit else 0}f}{unit} over" if value > limit + slack else ""
+        there = all(on_contest_machine(one.run) for one, own in zip(ones, values, strict=True) if own is not None)
+        within = value <= limit + slack
+        good = "pass" if within and (there or not unit) else "untested" if unit else "fail"
+        state = "fail" if failed else good
+        over = f"; {value - limit:,.{1 if unit else 0}f}{unit} over" if not within else ""
         note = over + (f"; the limit is for {CONTEST}" if state == "untested" else "")
         text = f"{value:,.1f}{unit}" if unit else f"{value:,}"
         found.append(tile(name, text, f"of {limit:,.0f}{unit}, {about} ({most}){note}", state, min(1.0, value / limit)))

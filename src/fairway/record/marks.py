@@ -96,7 +96,7 @@ class Canvas:
         self.put("rect", kind, inner, x=x, y=y, width=max(0.0, width), height=max(0.0, height))
 
     def words(self, x, y, text, kind="", anchor="start", room=math.inf):
-        """Text on the base line `y`, cut with an ellipsis where it is wider than `room`."""
+        """Text on the base line `y`, cut in its middle where it is wider than `room`."""
         if not text:
             return
         if anchor != "start":
@@ -174,13 +174,14 @@ def text_width(text, size):
 
 
 def clipped(text, room, size):
-    """Text, shortened with an ellipsis until it is no wider than `room`."""
+    """Text, shortened in its middle until it is no wider than `room`: of names, the ends tell most apart."""
     text = str(text)
     if text_width(text, size) <= room:
         return text
-    while text and text_width(text + "…", size) > room:
-        text = text[:-1]
-    return text.rstrip() + "…"
+    kept, cut = min(len(text), int(room / (0.3 * size))), text
+    while kept > 0 and text_width(cut := f"{text[: -(-kept // 2)]}…{text[len(text) - kept // 2 :]}", size) > room:
+        kept -= 1
+    return cut if kept else "…"
 
 
 def spoken(value):

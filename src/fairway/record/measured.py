@@ -56,9 +56,11 @@ def read_measured(folder):
 
 def measured_runs(paths):
     """The Measured of every run folder among and below `paths`. Problem where there is none."""
+    if not paths:
+        raise Problem("no run is named; give run folders, which `fairway train` makes")
     folders = run_folders(paths)
     if not folders:
-        raise Problem(f"no run in {', '.join(map(str, paths)) or 'nothing'}; give run folders, which `fairway train` makes")
+        raise Problem(f"no run in {', '.join(map(str, paths))}; give run folders, which `fairway train` makes")
     return [read_measured(folder) for folder in folders]
 
 
@@ -79,7 +81,9 @@ def faults_of(one):
         if set(sums) != {one.ledger["total"]}:
             faults.append(f"ledger.json's total of {one.ledger['total']} is not the sum of its files, or of its owners")
     wanted = one.run.get("sha256", {}).get(METRICS)  # older runs do not say
-    if wanted and file_sha256(one.folder / METRICS) != wanted:
+    if wanted and not (one.folder / METRICS).is_file():
+        faults.append(f"{METRICS} is not there")
+    elif wanted and file_sha256(one.folder / METRICS) != wanted:
         faults.append(f"{METRICS} is not what training wrote")
     if one.score:
         faults += score_faults(one)
@@ -106,6 +110,8 @@ def score_faults(one):
             nats_N = np.load(path, mmap_mode="r")
         except (ValueError, OSError, EOFError) as error:
             return [*faults, f"nats.npy cannot be read ({error})"]
+        if nats_N.ndim != 1 or nats_N.dtype.kind != "f":
+            return [*faults, f"nats.npy holds {nats_N.dtype} of the shape {nats_N.shape}, not a number a target"]
         nats = float(nats_N.sum(dtype=np.float64))
         if len(nats_N) != score["tokens"] or not math.isclose(nats, score["nats"], rel_tol=1e-6):
             faults.append(f"nats.npy sums to {nats} over {len(nats_N)} targets, score.json says {score['nats']}")

@@ -1,8 +1,6 @@
 """`fairway report`: one HTML page of runs that needs nothing beside it: no network, no scripts, no other file."""
 
 from importlib.resources import files as package_files
-from io import BytesIO
-from pathlib import Path
 
 from ..files import write_text
 from ..node import differences
@@ -32,6 +30,7 @@ from .heading import (
     hash_table,
     limit_tiles,
     origin_table,
+    own_faults,
     run_facts,
     runs_table,
     with_holders,
@@ -39,6 +38,7 @@ from .heading import (
 from .lineage import lineage_of, recipe_tree
 from .marks import CHART_STYLE
 from .quote import chance_text, span_text
+from .runfiles import refuse_other_file
 from .verdicts import audit_facts
 
 SECTIONS = (
@@ -55,24 +55,13 @@ def write_report(runs, against, out):
     `against`: paths of runs to compare with, or (). Runs may be in any state: what is missing is said in its place.
     Problem for a path without runs, and for an `out` that cannot be written.
     """
-    refuse_other_file(Path(out))
+    refuse_other_file(out, PAGE_START, "HTML page")
     ones, others = chosen_runs(runs), chosen_runs(against) if against else []
-    text = render_page(report_page(ones, others))
+    text = render_page(report_page(ones, others)).encode(errors="replace").decode()  # of names that are no UTF-8
     if len(text.encode()) > LARGEST_PAGE:
         raise Problem(f"{len(ones) + len(others)} runs make a page of {len(text.encode()):,} bytes; give fewer of them")
     write_text(out, text)
     return {"path": str(out), "bytes": len(text.encode()), "runs": len(ones)}
-
-
-def refuse_other_file(out):
-    """Problem where `out` is a file that is no page: a run's own file, say, would be lost under one."""
-    try:
-        with open(out, "rb") if out.is_file() else BytesIO() as file:
-            start = file.read(len(PAGE_START))
-    except OSError as error:
-        raise Problem(f"cannot read {out}, which stands there already: {error.strerror}") from None
-    if start not in (b"", PAGE_START):
-        raise Problem(f"{out} stands there already and is no HTML page; name another file")
 
 
 def print_report_place(result):
@@ -98,10 +87,13 @@ def report_page(ones, others):
     """What the template shows, of the Measured `ones`, and of `others` that they are compared with."""
     ones = [one for _, runs in run_groups(ones) for one in sorted(runs, key=lambda one: one.seed)]
     names = run_names(ones)
-    groups = [group_facts(name, runs) for name, runs in run_groups(ones)]
-    beside = [group_facts(f"against {name}", runs) for name, runs in run_groups(others)]
+    faults = own_faults([*ones, *others])
+    sound = [(one, name) for one, name in zip(ones, names, strict=True) if one.folder not in faults]
+    sound_ones, sound_names = [one for one, _ in sound], [name for _, name in sound]
+    groups = [group_facts(name, runs, faults) for name, runs in run_groups(ones)]
+    beside = [group_facts(f"against {name}", runs, faults) for name, runs in run_groups(others)]
     runs = [run_facts(one, name) for one, name in zip(ones, names, strict=True)]
-    audit, comparison = audit_facts(ones, names), comparison_facts(ones, others)
+    audit, comparison = audit_facts(ones, names), comparison_facts(ones, others, faults)
     if comparison and not comparison["fault"]:
         # As the sentence of the comparison calls the two sides: their recipes may have one name.
         for side, (group, *more) in (("runs", groups), ("against", beside)):
@@ -112,7 +104,12 @@ def report_page(ones, others):
         "title": ", ".join(group["name"] for group in groups),
         "sections": SECTIONS,
         "groups": groups,
-        "tiles": [*comparison_tiles(comparison), audit_tile(audit), *limit_tiles(ones, names)],
+        "tiles": [
+            *comparison_tiles(comparison),
+            audit_tile(audit_facts(sound_ones, sound_names)),
+            *limit_tiles(sound_ones, sound_names),
+        ],
+        "faults": [f"{folder.name} does not agree with itself: {text}" for folder, text in faults.items()],
         "runs": runs,
         "runs_table": runs_table(runs),
         "hash_table": hash_table(runs),
@@ -125,7 +122,7 @@ def report_page(ones, others):
         "bytes": bytes_figure(ones, names),
         "seconds": seconds_figures(ones, names),
         "losses": losses_figure(ones, names),
-        "places": places_figures(ones),
+        "places": places_figures(sound_ones),
         "recipes": [recipe_facts(group["name"], group["runs"][0]) for group in groups],
     }
 
@@ -165,11 +162,13 @@ def stats_texts(stats):
     return [f"{stats['mean']:.6f}", spread, span_text(stats["interval"], 6) if stats["interval"] else ""]
 
 
-def comparison_facts(ones, others):
+def comparison_facts(ones, others, faults):
     """What `compare` says of the scored runs against the others, {"sentence", "table", "notes"}; {"fault"} where it cannot
-    be said, None where nothing was given to compare with."""
+    be said, as where a run has `faults`; None where nothing was given to compare with."""
     if not others:
         return None
+    if faults:
+        return {"fault": "; ".join(f"{folder}: {text}" for folder, text in faults.items())}
     try:
         found = compare([one.folder for one in ones], [one.folder for one in others], ())
     except Problem as problem:

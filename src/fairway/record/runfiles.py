@@ -1,7 +1,6 @@
 """Run folders without torch: finding them among thousands, and what their small files say."""
 
 import json
-import math
 import os
 import re
 from dataclasses import dataclass
@@ -9,15 +8,15 @@ from pathlib import Path
 
 from ..files import read_json
 from ..problem import Problem
-from ..runfolder import AUDIT, LEDGER, RUN, SCORE, read_run
+from ..runfolder import AUDIT, LEDGER, RUN, SCORE, fits_kind, read_run
 
 SKIPPED = ("__pycache__", ".git", ".venv")
 # Where the two long files say their sums: the ledger's total stands first, the audit's summary near its end.
 LEDGER_HEAD = re.compile(rb'\{\s*"total": (\d+),')
-# What is read of a run's files; a number is above 0.
+# What is read of a run's files; a number is above 0, but for the bytes of an owner.
 NEEDED_KEYS = {
     SCORE: {"bpb": float, "nats": float, "tokens": int, "bytes": int, "stages": list},
-    LEDGER: {"total": int, "cap": int, "files": dict, "owners": list},
+    LEDGER: {"total": int, "cap": int, "files": dict[str, int], "owners": list},
     AUDIT: {"verdicts": list, "summary": dict},
 }
 NEEDED_ROWS = {
@@ -25,6 +24,17 @@ NEEDED_ROWS = {
     "owners": {"file": str, "owner": str, "kind": str, "bytes": int},
     "verdicts": {"rule": str, "condition": str, "verdict": str, "evidence": str},
 }
+# What may be absent, of the files and of their rows.
+OPTIONAL_KEYS = {
+    SCORE: {
+        "dropped_targets": int, "normalised": bool, "phases": dict[str, float], "data_hash": str, "model_sha256": str,
+    },
+    LEDGER: {},
+    AUDIT: {"policy": str, "full": bool},
+    "stages": {"gain": dict | None, "seconds_forecast": float, "tokens_per_second": float},
+    "owners": {},
+    "verdicts": {"source": str},
+}  # fmt: skip
 AUDIT_TAIL = re.compile(rb'"summary": (\{[^{}]*\})')
 
 
@@ -126,24 +136,37 @@ def glance_at(folder):
 def checked_object(path):
     """A JSON file's object with the keys that are read of it. Problem where it is broken, or lacks one."""
     found = object_in(path)
-    if lack := lacking(found, NEEDED_KEYS[path.name]):
+    if lack := lacking(found, NEEDED_KEYS[path.name], OPTIONAL_KEYS[path.name]):
         raise Problem(f"{path} {lack}; write it again")
     return found
 
 
-def lacking(content, keys):
-    """What an object lacks of `keys` ({key: kind}, and rows of lists by NEEDED_ROWS) in words, or None."""
-    for key, kind in keys.items():
+def lacking(content, keys, optional):
+    """What an object lacks of `keys` ({key: kind}, and rows of lists by NEEDED_ROWS), or has of another kind, in words, or
+    None. `optional` keys may be absent."""
+    for key, kind in (keys | {key: kind for key, kind in optional.items() if key in content}).items():
         value = content.get(key)
-        if not isinstance(value, (float, int) if kind is float else kind) or isinstance(value, bool):
+        zero = type(value) in (int, float) and value == 0
+        if not fits_kind(value, kind) or (zero and key in keys and keys is not NEEDED_ROWS["owners"]):
             return f"has no {key}" if value is None else f"has {value!r:.40} as its {key}"
-        if kind in (int, float) and not (0 < value < math.inf or (key == "bytes" and value == 0)):
-            return f"has {value} as its {key}"
         for row in value if kind is list else ():
-            lack = lacking(row, NEEDED_ROWS[key]) if isinstance(row, dict) else f"has {row!r:.40}"
+            lack = lacking(row, NEEDED_ROWS[key], OPTIONAL_KEYS[key]) if isinstance(row, dict) else f"has {row!r:.40}"
             if lack:
                 return f"{lack} among its {key}"
     return None
+
+
+def refuse_other_file(out, start, what):
+    """Problem where `out` is a file that does not begin with the bytes `start`: a run's own file, say, would be lost."""
+    try:
+        found = b""
+        if Path(out).is_file():
+            with open(out, "rb") as file:
+                found = file.read(len(start))
+    except OSError as error:
+        raise Problem(f"cannot read {out}, which stands there already: {error.strerror}") from None
+    if found not in (b"", start):
+        raise Problem(f"{out} stands there already and is no {what}; name another file")
 
 
 def object_in(path):

@@ -7,9 +7,9 @@ import re
 
 from ..files import write_text
 from ..problem import Problem
-from ..runfolder import CHECKPOINT
+from ..runfolder import CHECKPOINT, fits_kind
 from ..terminal import print_table
-from .runfiles import glance_at, run_folders
+from .runfiles import glance_at, refuse_other_file, run_folders
 
 # The columns in their order. Between bpb.weights and bpb.packed stand the other averages and the stages of the scores.
 BEFORE_STAGES = ("run", "recipe", "changes", "seed", "data", "device", "steps", "bpb.weights")
@@ -17,7 +17,7 @@ AFTER_STAGES = ("bpb.packed", "bytes", "train_seconds", "score_seconds", "state"
 TEXT_COLUMNS = ("run", "recipe", "changes", "data", "device", "state", "began", "fault")
 CHANGES_WIDTH = 60  # characters of changes that a printed line has room for
 VALUE_WIDTH = 24  # of one value of a change, which may be a whole node
-BROKEN_FILES = (KeyError, TypeError, ValueError, AttributeError, IndexError, OSError)
+BROKEN_FILES = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, OSError)
 
 
 def list_runs(folders, sort, where, csv_path):
@@ -28,6 +28,8 @@ def list_runs(folders, sort, where, csv_path):
     column<value, column>value, all of which must hold: numbers as numbers; texts by the alphabet, with = as a part of the
     text, upper and lower case alike. `csv_path`: where the table is also written, or None. Problem for an unknown column.
     """
+    if csv_path is not None:
+        refuse_other_file(csv_path, f"{BEFORE_STAGES[0]},".encode(), "table of runs")
     found = run_folders(folders)
     if not found:
         raise Problem(f"no run in {', '.join(map(str, folders))}; `fairway train` makes run folders")
@@ -83,10 +85,8 @@ def run_cells(one):
 
 
 def fits_column(column, value):
-    """Whether a value is text in a column of texts, and a finite number in one of numbers."""
-    if column in TEXT_COLUMNS:
-        return isinstance(value, str)
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether a value is text in a column of texts, and a number in one of numbers."""
+    return fits_kind(value, str if column in TEXT_COLUMNS else float)
 
 
 def run_state(one):
@@ -133,7 +133,10 @@ def condition_of(condition, columns):
     column, sign, wanted = known_column(match[1], columns), match[2], match[3]
     if column not in TEXT_COLUMNS:
         try:
-            wanted = float(wanted)
+            number = float(wanted)
+            if not math.isfinite(number):
+                raise ValueError
+            wanted = number
         except ValueError as error:
             raise Problem(f"--where {condition!r}: {column} is a number, {wanted!r} is none; as in {column}<1.2") from error
     else:
@@ -165,7 +168,7 @@ def csv_text(rows, columns):
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows([cell_text(row[column]) for column in columns] for row in rows)
-    return out.getvalue()
+    return out.getvalue().encode(errors="replace").decode()  # of a folder whose name is no UTF-8
 
 
 def print_runs(result):
@@ -196,7 +199,8 @@ def printed_cell(column, value, shared):
         return f"{value:.1f}"
     if column in ("bytes", "steps"):
         return f"{value:,}"
-    return value[:16].replace("T", " ") if column == "began" else str(value)
+    text = value[:16].replace("T", " ") if column == "began" else str(value)
+    return "".join(sign if sign.isprintable() else "\ufffd" for sign in text)  # a name may hold a line end
 
 
 def short_changes(changes):

@@ -3,6 +3,7 @@
 What is read is read in a process of its own, with limits: a folder that brings its reader down is a finding, no crash.
 """
 
+import math
 import multiprocessing
 import resource
 from pathlib import Path
@@ -27,8 +28,11 @@ READ_SECONDS, READ_MEMORY = 240.0, 8 << 30  # of the process that reads a folder
 def review_folder(folder, dynamic=False, policy="as-practised", note=None, record=None, seconds=300.0):
     """Judges a submission folder; returns the report. `dynamic` runs its script in the sandbox, for `seconds` in all.
 
-    `record`: bpb that it claims to beat. Problem for a folder that is not there.
+    `record`: bpb that it claims to beat. Problem for a folder that is not there, and for figures that are none.
     """
+    refuse_no_bpb([record] if record is not None else [])
+    if not 0 < seconds < math.inf:
+        raise Problem(f"--seconds {seconds} is no time; give a number above 0")
     if not Path(folder).is_dir():
         raise Problem(f"{folder} is no folder; give the folder of a submission")
     say = note or (lambda line: None)
@@ -41,6 +45,13 @@ def review_folder(folder, dynamic=False, policy="as-practised", note=None, recor
         if script is not None:
             judge_dynamic(findings, found, script, say, seconds)
     return findings.as_json("review") | {"folder": str(folder), "dynamic": dynamic}
+
+
+def refuse_no_bpb(record):
+    """Problem where one of a record's figures is no bits per byte."""
+    for figure in record:
+        if not 0 < figure < math.inf:
+            raise Problem(f"--record {figure} is no bpb; give a number above 0")
 
 
 def main_script(found):

@@ -44,9 +44,7 @@ def judge_clock(findings, folder, run):
     """T1, T2, T4, T6: the seconds of each phase, in two readings. Over the limit on other machines than the contest's,
     nothing is told."""
     phases, limit = run.get("phases", {}), findings.limit("T1")
-    device, size = str(run.get("device")), run.get("world_size")
-    contest = size == 8 and ("H100" in device or "H200" in device)
-    where = f"on {size} x {device}"
+    contest, where = on_contest_machine(run), f"on {run.get('world_size')} x {run.get('device')}"
 
     def clocked(rule, seconds, evidence):
         if seconds is None or seconds < 0:
@@ -66,6 +64,12 @@ def judge_clock(findings, folder, run):
     scored = seconds[-1] if seconds else None
     clocked("T4", scored, "the pass that gives the score")
     clocked("T6", None if None in seconds or not seconds else sum(seconds), f"all {len(seconds)} passes")
+
+
+def on_contest_machine(run):
+    """Whether run.json says that its seconds are of the contest's machine."""
+    device = str(run.get("device"))
+    return run.get("world_size") == 8 and ("H100" in device or "H200" in device)
 
 
 def artifact_phases(policy):

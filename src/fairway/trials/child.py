@@ -15,15 +15,15 @@ STOP_SECONDS = 60  # for a process that was told to stop, before it is killed
 TAIL_BYTES = 1 << 16  # of what a process says, kept to find its reason in
 
 
-def run_child(command, path, interrupt):
-    """Runs a command until it ends; its standard error is added to the file at `path`, and shown as it comes. Returns (exit
+def run_child(command, log, interrupt):
+    """Runs a command until it ends; its standard error is added to the open file `log`, and shown as it comes. Returns (exit
     code, the end of its standard error).
 
-    It writes to the file itself, so that it can go on without us, and has a session of its own: it hears of an interrupt
-    from us, once, as a SIGTERM, since a Ctrl-C that reaches both of us would count twice. The signal that clusters warn with
-    is ours alone: it would end a process that does not know it.
+    It writes to the file itself, so that it can go on without us, and with it keeps the file's lock if we hold that. It has
+    a session of its own: it hears of an interrupt from us, once, as a SIGTERM, since a Ctrl-C that reaches both of us would
+    count twice. The signal that clusters warn with is ours alone: it would end a process that does not know it.
     """
-    with open(path, "ab") as log, open(path, "rb") as said:
+    with open(log.name, "rb") as said:
         log.write(f"[{time_now()}] $ {shlex.join(command)}\n".encode())
         log.flush()
         said.seek(0, os.SEEK_END)

@@ -40,9 +40,10 @@ def job_parameters(words):
     return found
 
 
-def make_executor(kind, folder, parameters):
-    """submitit's AutoExecutor of a kind ("slurm" or "local") that keeps its files in `folder`. Problem when submitit is not
-    installed, the cluster is not there, or a parameter is none of its own."""
+def make_executor(kind, folder, given, **others):
+    """submitit's AutoExecutor of a kind ("slurm" or "local") that keeps its files in `folder`, which is made. `given`: the
+    user's parameters, which go before `others`. Problem when submitit is not installed, the cluster is not there, or a
+    parameter is none of its own."""
     try:
         from submitit import AutoExecutor
     except ImportError as error:
@@ -52,9 +53,13 @@ def make_executor(kind, folder, parameters):
     except RuntimeError as error:
         raise Problem(f"--submit {kind}: {first_line(error)}") from error
     try:
-        executor.update_parameters(**parameters)
+        executor.update_parameters(**others | given)
     except (AssertionError, NameError, TypeError, ValueError) as error:
-        raise Problem(f"--cluster {' '.join(f'{k}={v}' for k, v in parameters.items())}: {first_line(error)}") from error
+        words, mend = (
+            " ".join(f"{name}={value}" for name, value in given.items()),
+            f"timeout_min=60, mem_gb=64 or {kind}_...",
+        )
+        raise Problem(f"--cluster {words}: {first_line(error)} Parameters are submitit's, as in {mend}") from error
     return executor
 
 

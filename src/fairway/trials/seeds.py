@@ -7,10 +7,10 @@ seeds, made of these files). Several machines can work in one OUT: a seed is its
 
 import statistics
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..ablation import refuse_other_run
 from ..data.dataset import open_dataset
 from ..files import read_json, refuse_unwritable
 from ..node import override
@@ -31,6 +31,7 @@ from .rows import (
     in_use,
     reached_stage,
     record_reached,
+    refuse_other_ranks,
     seed_row,
     settle_seeds,
     update_row,
@@ -83,8 +84,10 @@ def train_seeds(name, data, out, seeds, budget, how, terminal):
     if how["cluster"] and how["submit"] is None:
         raise Problem(f"--cluster {' '.join(how['cluster'])} belongs to --submit; as in: --submit slurm")
     refuse_unwritable(out)
-    for seed in seeds:
-        refuse_other_run(out / f"seed{seed}", recipe, seed, dataset)
+    refuse_other_ranks(out, seeds, how["ranks"])
+    if how["submit"] is not None:
+        with tempfile.TemporaryDirectory() as desk:
+            make_executor(how["submit"], desk, job_parameters(how["cluster"]))
     settle_seeds(out, recipe, data, dataset, how["until"], seeds)
     if how["submit"] is not None:
         # A job begins in a folder of its own.
@@ -114,8 +117,8 @@ def refuse_launched(ranks):
 
 def submit_seeds(work, seeds, kind, words, terminal):
     """Hands each seed that has not got as far as it should to a cluster, as a job; returns seeds.json's content."""
-    parameters = {"name": "fairway", "timeout_min": TIMEOUT_MIN, "gpus_per_node": work.ranks} | job_parameters(words)
-    executor, wanted = make_executor(kind, work.out / JOBS, parameters), []
+    others = {"name": "fairway", "timeout_min": TIMEOUT_MIN, "gpus_per_node": work.ranks}
+    executor, wanted = make_executor(kind, work.out / JOBS, job_parameters(words), **others), []
     for seed in seeds:
         state = job_of_seed(work.out, seed)
         if state is None and not at_least(reached_stage(work.folder(seed)), work.until):
@@ -156,10 +159,11 @@ def work_seed(work, seed, interrupt, terminal):
     """Does what a seed's run lacks, unless somebody else is at it; all that happens is in its row."""
     folder = work.folder(seed)
     with holding(work.out / f"seed{seed}.log") as held:
-        if not held or in_use(folder):
+        if held is None or in_use(folder):
             return terminal.note(f"seed {seed} is in work elsewhere")
-        close_lost(work.out, seed)
-        if complete(work, seed):
+        there = complete(work, seed)
+        close_lost(work.out, seed, there)
+        if there:
             return terminal.note(f"seed {seed} is there: {folder}")
         put_aside(work, seed, terminal)
         attempts = seed_row(work.out, seed)["attempts"]
@@ -167,7 +171,7 @@ def work_seed(work, seed, interrupt, terminal):
         update_row(work.out, seed, attempts=[*attempts, last])
         last |= {"outcome": "interrupted"}
         try:
-            last["outcome"], last["reason"] = run_missing(work, seed, interrupt)
+            last["outcome"], last["reason"] = run_missing(work, seed, interrupt, held)
         except Problem as problem:  # a broken file of the run
             last |= {"outcome": "failed", "reason": str(problem)}
         finally:
@@ -184,20 +188,21 @@ def complete(work, seed):
         return False
 
 
-def run_missing(work, seed, interrupt):
-    """Runs the stages that a seed lacks, each a process. Returns (outcome, reason or None): done, interrupted, killed (by a
-    signal), "does not hold" (exit code 1: it diverged, is over the cap) or failed."""
+def run_missing(work, seed, interrupt, log):
+    """Runs the stages that a seed lacks, each a process that writes to the open `log`. Returns (outcome, reason or None):
+    done, interrupted, killed (by a signal), "does not hold" (exit code 1: it diverged, is over the cap) or failed."""
     reason = None
     for stage in SEED_STAGES[: SEED_STAGES.index(work.until) + 1]:
         if at_least(reached_stage(work.folder(seed)), stage):
             continue
         if interrupt.asked:
             return "interrupted", f"before {stage}"
-        code, tail = run_child(work.command(stage, seed), work.out / f"seed{seed}.log", interrupt)
+        code, tail = run_child(work.command(stage, seed), log, interrupt)
         outcome, said = ending_of(code, tail, interrupt.asked)
         if not at_least(record_reached(work.out, seed), stage):
             return outcome, f"{stage}: {said}"
-        if code:  # of an audit that failed a rule, of weights that were not scored: what counts is there
+        # What counts is there, however the process left; what it found not to hold is said.
+        if outcome == "does not hold" or (stage == "audit" and code == 1):
             reason = f"{stage}: {said if stage != 'audit' else 'a rule failed'}"
     return "done", reason
 

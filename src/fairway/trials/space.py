@@ -29,18 +29,31 @@ def read_space(over, check):
         if path in space:
             raise Problem(f"--over names {path} twice; leave one out")
         refuse_unseen(path, check(()))
+        named = naming(text, check)
         span = SPAN.fullmatch(what)
         if span:
-            space[path] = read_span(path, span, check)
+            space[path] = read_span(path, span, named)
         elif len(choices := list(dict.fromkeys(filter(None, what.split("|"))))) > 1:
             for choice in choices:
-                check((f"{path}={choice}",))
+                named((f"{path}={choice}",))
             space[path] = CategoricalDistribution(choices)
         else:
             raise Problem(f"--over {text!r} is no space: give path=low..high, path=low..high:log or path=a|b|c")
     if not space:
         raise Problem("give --over at least one path=space, as in --over train.clip=0.1..1.0")
     return space
+
+
+def naming(text, check):
+    """`check`, whose Problems name the --over and the value that was tried."""
+
+    def named(settings):
+        try:
+            return check(settings)
+        except Problem as problem:
+            raise Problem(f"--over {text}: with {' '.join(settings)}: {problem}") from problem
+
+    return named
 
 
 def refuse_unseen(path, recipe):
@@ -56,7 +69,9 @@ def read_span(path, span, check):
     """The distribution of a range whose ends are numbers; of ints where the field takes them."""
     low, high = (value_at(check((f"{path}={span[end]}",)), path) for end in ("low", "high"))
     for value in (low, high):
-        if not isinstance(value, (int, float)) or isinstance(value, bool):
+        if isinstance(value, bool):
+            raise Problem(f"--over {path}={span[0]}: {path} is true or false, no range; give {path}=true|false")
+        if not isinstance(value, (int, float)):
             raise Problem(f"--over {path}={span[0]}: {path} takes {value!r}, no number; give choices, as in a|b|c")
     if low >= high or (span["log"] and low <= 0):
         raise Problem(f"--over {path}={span[0]}: the low end must be below the high one, and above 0 with :log")

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 import optuna
 from optuna.exceptions import OptunaError, StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
+from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
@@ -55,18 +56,23 @@ class Board:
         with suppress(UpdateFinishedTrialError):  # somebody else has ended it
             self.storage.set_trial_state_values(self.trial_id(number), TrialState.WAITING)
 
-    def settle(self, identity):
-        """Writes down what is swept, or compares: Problem for another command on the same database."""
-        known = self.study.user_attrs.get(IDENTITY)
+    def settle(self, identity, space):
+        """Writes down what is swept, or compares: Problem for another command on the same database, for one that somebody
+        else filled, and for one that has lost values."""
+        known, ends = self.study.user_attrs.get(IDENTITY), self.study.directions
+        if ends != [StudyDirection.MINIMIZE] or (not isinstance(known, dict) and (known is not None or self.trials())):
+            raise Problem(f"{shown_url(self.url)} holds a study {STUDY_NAME!r} that is no sweep's; give another --storage")
         if known is None:
-            self.study.set_user_attr(IDENTITY, identity)
-            return
+            return self.study.set_user_attr(IDENTITY, identity)
         for what, wanted in identity.items():
             if known.get(what) != wanted:
                 raise Problem(
                     f"{shown_url(self.url)} holds a sweep with {what} {known.get(what)}, this one has {wanted};"
                     " give the same command, or another --out or --storage"
                 )
+        for trial in self.trials():
+            if trial.state.is_finished() and lost_values(trial, space):
+                raise Problem(f"{shown_url(self.url)} has lost values of trial {trial.number}; restore it, or remove it")
 
     @contextmanager
     def beating(self, number):
@@ -90,6 +96,13 @@ class Board:
         finally:
             stop.set()
             thread.join()
+
+
+def lost_values(trial, space):
+    """Whether a trial that has ended lacks what it was told: its point of the space, its score, or where it was pruned."""
+    wanted = {TrialState.COMPLETE: ("loss", "steps"), TrialState.PRUNED: ("loss", "steps", "whole")}.get(trial.state, ())
+    unvalued = trial.state == TrialState.COMPLETE and trial.values is None
+    return unvalued or trial.params.keys() != space.keys() or any(name not in trial.user_attrs for name in wanted)
 
 
 class Lookout:
@@ -124,6 +137,22 @@ def alone_in(folder):
         yield
     finally:
         os.close(handle)
+
+
+def storage_url(storage, path):
+    """The URL of a sweep's database: `storage`, or an SQLite file at `path`. Problem for one in memory, which other workers
+    do not see, and for a path that a URL does not hold."""
+    if storage is None:
+        url = f"sqlite:///{path.absolute()}"
+        if make_url(url).database != str(path.absolute()):
+            raise Problem(f"{path}: a database's URL cannot hold this name; choose an --out without ? and %, or --storage")
+        return url
+    with suppress(ArgumentError):  # Board says why
+        url = make_url(storage)
+        memory = not url.database or ":memory:" in url.database or url.query.get("mode") == "memory"
+        if url.get_backend_name() == "sqlite" and memory:
+            raise Problem(f"--storage {storage}: workers cannot share a database in memory; as in sqlite:////PATH/sweep.db")
+    return storage
 
 
 def shown_url(url):

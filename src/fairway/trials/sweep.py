@@ -1,7 +1,6 @@
 """`fairway sweep`: searches fields of a recipe. Each trial is a run folder; asynchronous halving ends most of them early."""
 
 import json
-import math
 import shlex
 import time
 from dataclasses import dataclass, replace
@@ -12,19 +11,19 @@ import torch
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
-from ..ablation import refuse_other_run, refuse_untrainable, score_weights
+from ..ablation import refuse_other_run, refuse_untrainable
 from ..data.dataset import Dataset, open_dataset
 from ..files import refuse_unwritable, write_json
 from ..node import digest, override
 from ..problem import DoesNotHold, Interrupted, Problem
 from ..recipe import Recipe
-from ..runfolder import CHECKPOINT, METRICS, RUN, WEIGHTS, read_run
-from ..stages import check_recipe, find_recipe, resume_training, train, with_budget
+from ..runfolder import METRICS, RUN, read_run
+from ..stages import check_recipe, find_recipe, resume_training, train, unscored, weights_there, with_budget
 from ..terminal import print_table
 from ..train.dist import start_world
 from .rows import in_use
 from .space import as_settings, new_values, read_space
-from .study import Board, Lookout, alone_in, database_problems
+from .study import Board, Lookout, alone_in, database_problems, shown_url, storage_url
 from .transfer import transfer_of
 
 SWEEP, DATABASE = "sweep.json", "sweep.db"
@@ -86,12 +85,14 @@ def sweep(command, over, settings, terminal):
     plan = plan_sweep(command, over, settings)
     refuse_ranks()
     refuse_unwritable(plan.out)
+    url = storage_url(command.storage, plan.out / DATABASE)
     plan.out.mkdir(parents=True, exist_ok=True)
-    url = command.storage or f"sqlite:///{plan.out.absolute() / DATABASE}"
     with database_problems(url):
         with alone_in(plan.out):  # or two workers would make the same tables
             board = Board(url)
-            board.settle(identity_of(plan, over))
+            board.settle(identity_of(plan, over), plan.space)
+            if not board.trials() and any(plan.out.glob(f"trial-*/{RUN}")):
+                terminal.note(f"{shown_url(url)} knows no trial: runs in {plan.out} are read again, pruned ones go on")
 
         def objective(number, values, judge):
             return train_trial(plan, number, values, judge, terminal)
@@ -117,10 +118,9 @@ def plan_sweep(command, over, settings):
         raise Problem(f"a budget of {whole} is none: give more than 0")
     if not dataset.val or any(not path.exists() for path in dataset.val):
         raise Problem(f"{command.data} has no validation shards, by which trials are compared")
-    rungs = {math.ceil(whole / command.factor**power) for power in range(1, command.rungs + 1)}
     plan = SweepPlan(
         command.name, Path(command.data), Path(command.out), with_budget(recipe, steps, None), dataset, {}, tuple(settings),
-        command.seed, command.trials, steps, command.tokens, command.factor, tuple(sorted(rungs - {whole})),
+        command.seed, command.trials, steps, command.tokens, command.factor, rungs_of(whole, command.factor, command.rungs),
     )  # fmt: skip
 
     def check(some):
@@ -133,6 +133,14 @@ def plan_sweep(command, over, settings):
         raise Problem("--set changes train.budget; every trial has the same: set it with --steps or --tokens")
     refuse_untrainable(whole, dataset)
     return replace(plan, space=read_space(over, check))
+
+
+def rungs_of(whole, factor, count):
+    """The last `count` of 1/factor, 1/factor^2 ... of a whole budget, rounded up, in order; none below 1."""
+    rungs = [whole]
+    while len(rungs) <= count and rungs[-1] > 1:
+        rungs.append(-(-rungs[-1] // factor))
+    return tuple(reversed(rungs[1:]))
 
 
 def refuse_ranks():
@@ -270,12 +278,8 @@ def train_trial(plan, number, values, judge, terminal):
         if not (folder / RUN).exists():
             steps, shared = recipe.train.budget.steps, (*plan.settings, *settings)
             run = train(plan.name, plan.data, folder, plan.seed, steps, None, shared, terminal, watch)
-        elif (folder / CHECKPOINT).exists() or not (folder / WEIGHTS).exists():
+        elif not weights_there(folder, run := read_run(folder)) or unscored(run, plan.dataset):
             run = resume_training(folder, terminal, watch)
-        elif "weights" in (run := read_run(folder)).get("bpb", {}):
-            pass
-        else:
-            run = score_weights(folder, recipe, plan.dataset, terminal)
     finally:
         # Compiled code of one model is of no use to the next, and its number is limited.
         torch.compiler.reset()

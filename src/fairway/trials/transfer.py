@@ -25,7 +25,10 @@ TRANSFERS = (
         ("model.width", "model.layers", "model.sequence", "model.mlp.expansion"), None,
         "a size is weighed against steps: one design was 18 % better at width 192 and 2.7 % worse at 512", "#1227",
     ),
-    (("model", "model.*"), True, "an added part of the model gave -0.0005 bpb on two H100s and on eight", "#2005"),
+    (
+        ("model", "model.*"), True,
+        "an added part of the model gave -0.0005 bpb on two H100s and on eight: one part, one run each", "#2005",
+    ),
 )  # fmt: skip
 
 
