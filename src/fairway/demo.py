@@ -59,7 +59,7 @@ def build_demo_data(out, folder, val_every, clock, terminal):
 
 
 def run_full_demo(out, steps, terminal):
-    """Three short seeds of a small model, audited, and the same of a smaller one; their comparison, record folder, review and report.
+    """Three short seeds of a small model, audited, and three of a smaller one; comparison, record folder, review, report.
 
     Returns what each gave; DoesNotHold where a seed fails or the review finds fault with the folder.
     """

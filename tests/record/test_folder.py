@@ -123,6 +123,21 @@ def test_all_kinds_of_breaches_are_named_at_once(runs, tmp_path):
     assert "(also refused: seeds, audit)" in refused(runs[:2], tmp_path)
 
 
+def test_an_audit_is_held_to_the_phases_that_its_own_policy_counts(runs, tmp_path):
+    for path in runs:
+        change(path / "audit.json", put("policy", "strict"))
+    assert "judged 13.75 under T2, the run says 14.5" in refused(runs, tmp_path, ALL)
+    for path in runs:
+        change(path / "audit.json", judged(2, 14.5))
+    assert record(runs, tmp_path / "strict")["exceptions"] == []
+    for path in runs:  # 599.9 s of training and calibration, and packing over the limit
+        shutil.rmtree(path)
+        write_run(path, int(path.name.removeprefix("seed")), train=598.65)
+        change(path / "audit.json", put("policy", "strict"))
+        change(path / "audit.json", judged(2, 600.65))
+    assert "600.6 s of train and calibrate and quantise and encode" in refused(runs, tmp_path)
+
+
 def test_limits_are_kept_by_what_ends_within_the_last_step(runs, tmp_path):
     for path in runs:
         anew(path, train=600.1, calibrate=0.0, scoring=600.2)

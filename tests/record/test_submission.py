@@ -108,6 +108,12 @@ def test_one_record_figure_is_tested_by_one_sample_and_several_by_welch(paths):
     assert bits["p_value"] == pytest.approx(wanted.pvalue)
 
 
+def test_the_step_that_training_stopped_at_is_the_seeds_mean(paths):
+    for path, steps in zip(paths, (6, 9, 12), strict=True):
+        change(path / "run.json", put("steps", steps))
+    assert told(paths)["step_stop"] == 9
+
+
 def test_one_seed_is_not_tested(paths):
     found = told(paths[:1], (0.9,))
     assert found["record_val_bpb"] == 0.9 and not {"p_value", "t_statistic", "margin", "val_bpb_std"} & set(found)

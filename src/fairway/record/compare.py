@@ -13,6 +13,7 @@ import numpy as np
 
 from ..problem import Problem
 from ..referee.margins import RECORD_CHANCE
+from ..referee.review import refuse_no_bpb
 from ..referee.rules import read_policy
 from ..terminal import print_table
 from .quote import digits_of, quotable, span_text
@@ -44,9 +45,7 @@ def compare(runs, against, record):
         raise Problem("give --against RUNS or --record BPB, not both")
     own, other = compared_side(runs), None
     if record:
-        for figure in record:
-            if not 0 < figure < math.inf:
-                raise Problem(f"--record {figure} is no bpb; give a number above 0")
+        refuse_no_bpb(record)
         other = ComparedSide("the record", (), tuple(record))
     elif against:
         other = compared_side(against)
