@@ -41,7 +41,9 @@ def test_every_json_is_what_the_folder_holds(way):
         assert found[stage] == json.loads((folder / name).read_text())
     run = json.loads((folder / "run" / "run.json").read_text())
     assert run["bpb"] == {**found["train"]["bpb"], "packed": found["score"]["bpb"]}
-    assert found["train"].items() <= {**run, "phases": found["train"]["phases"], "bpb": found["train"]["bpb"]}.items()
+    grown = {name: found["train"][name] for name in ("phases", "bpb", "sha256")}
+    assert found["train"].items() <= {**run, **grown}.items()
+    assert run["sha256"].items() > grown["sha256"].items() and run["phases"].items() > grown["phases"].items()
 
 
 def test_json_has_the_keys_that_scripts_may_rely_on(way):
