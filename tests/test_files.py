@@ -154,10 +154,11 @@ def test_a_run_that_is_no_object_of_the_kinds_that_are_written_is_one_line(tmp_p
     for content, says in (
         ("[]", "holds a list, not an object"),
         ("null", "holds a NoneType, not an object"),
-        ('{"phases": 5}', "phases takes dict, not 5; "),
-        ('{"bpb": null}', "bpb takes dict, not None; "),
+        ('{"phases": 5}', r"phases takes dict\[str, float\], not 5; "),
+        ('{"bpb": null}', r"bpb takes dict\[str, float\], not None; "),
         ('{"seed": "7"}', "seed takes int, not '7'; "),
         ('{"data": ["d"]}', "data takes str, not "),
+        ('{"sha256": {"model.bin": 3}}', r"sha256 takes dict\[str, str \| None\], not "),
         ("[" * 100_000, "is not valid JSON"),
     ):
         (tmp_path / "run.json").write_text(content)
@@ -166,6 +167,11 @@ def test_a_run_that_is_no_object_of_the_kinds_that_are_written_is_one_line(tmp_p
                 call(tmp_path)
             assert "run.json" in str(caught.value) and "\n" not in str(caught.value)
         assert (tmp_path / "run.json").read_text() == content
+
+
+def test_a_run_that_was_over_the_cap_can_be_read(tmp_path):
+    whole = update_run(tmp_path, {"seed": 2**64 - 1, "sha256": {"model.bin": None, "metrics.jsonl": "ab"}})
+    assert read_run(tmp_path) == whole
 
 
 def test_a_run_names_what_it_is_asked_for_or_the_key_that_it_lacks(tmp_path):

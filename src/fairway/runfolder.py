@@ -11,12 +11,12 @@ WEIGHTS = "weights.pt"
 PROGRAM, READABLE, PACKED, LEDGER = "train_gpt.py", "train_gpt.readable.py", "model.bin", "ledger.json"
 SCORE, NATS, AUDIT = "score.json", "nats.npy", "audit.json"
 MOST = 1e20  # of a number in these files: all that is counted or measured is below, and what is computed from it is finite
-# Of run.json: what is read of it. A key may be absent: older runs have fewer.
+# Of run.json: what is read of it. A key may be absent: older runs have fewer. Over the cap a packed file has no hash.
 RUN_KINDS = {
     "fairway": str, "torch": str, "recipe": str, "recipe_hash": str, "source_hash": str, "data": str, "data_hash": str,
     "seed": int, "tokenizer_sha256": str, "began": str, "versions": dict[str, str], "parameters": int, "parent": str | None,
     "changes": dict[str, list[str]], "device": str, "threads": int, "world_size": int, "steps": int, "tokens": int,
-    "phases": dict[str, float], "averages": list[str], "qat": list[str], "bpb": dict[str, float], "sha256": dict[str, str],
+    "phases": dict[str, float], "averages": list[str], "qat": list[str], "bpb": dict[str, float], "sha256": dict[str, str | None],
 }  # fmt: skip
 
 
