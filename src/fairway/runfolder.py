@@ -16,7 +16,8 @@ RUN_KINDS = {
     "fairway": str, "torch": str, "recipe": str, "recipe_hash": str, "source_hash": str, "data": str, "data_hash": str,
     "seed": int, "tokenizer_sha256": str, "began": str, "versions": dict[str, str], "parameters": int, "parent": str | None,
     "changes": dict[str, list[str]], "device": str, "threads": int, "world_size": int, "steps": int, "tokens": int,
-    "phases": dict[str, float], "averages": list[str], "qat": list[str], "bpb": dict[str, float], "sha256": dict[str, str | None],
+    "phases": dict[str, float], "averages": list[str], "qat": list[str], "bpb": dict[str, float],
+    "sha256": dict[str, str | None],
 }  # fmt: skip
 
 
