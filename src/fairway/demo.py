@@ -15,13 +15,13 @@ from .artifact.ledger import owners_together
 from .clock import Clock
 from .data.build import build_dataset
 from .files import read_json
-from .listing import plain_stage
 from .problem import DoesNotHold, Problem
 from .record.compare import compare
 from .record.folder import write_record
 from .record.report import write_report
 from .referee.review import review_folder
 from .runfolder import PACKED, PROGRAM, SCORE, read_run
+from .score.stage import plain_stage
 from .stages import pack, score, train
 from .terminal import print_table
 from .trials.seeds import train_seeds

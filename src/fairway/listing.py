@@ -10,6 +10,7 @@ from .model.roles import leaf_views
 from .node import show
 from .problem import Problem
 from .recipes.catalogue import RECIPES
+from .score.stage import plain_stage
 from .stages import find_recipe
 from .terminal import print_table
 
@@ -91,11 +92,6 @@ def print_ledger(ledger):
     rows.append(("all others", "", f"{sums.total() - sum(size for *_, size in heavy):,}"))
     rows += [("total", "", f"{ledger['total']:,}"), ("left under the cap", "", f"{ledger['cap'] - ledger['total']:,}")]
     print_table("bytes", ("owner", "kind", "bytes"), rows)
-
-
-def plain_stage(name):
-    """A stage of the score in words: its windows are side by side, unless said otherwise."""
-    return {"NonOverlapping": "packed file", "Sliding": "packed file, sliding windows"}.get(name, f"packed file, {name}")
 
 
 def print_score(scored):

@@ -107,7 +107,7 @@ def test_what_the_record_is_beaten_by_is_said_with_its_test(paths):
     assert "bpb worse." in text_of(paths, (0.1, 0.11))[0] and "Welch's t-test" in text_of(paths, (0.1, 0.11))[0]
     assert "## Against the record" not in text_of(paths)[0]
     assert "(1 seed) | " in text_of(paths[:1])[0]
-    assert "One seed has no spread" in text_of(paths[:1], (0.95,))[0]
+    assert "There is no spread between seeds to judge by." in text_of(paths[:1], (0.95,))[0]
 
 
 def test_exceptions_stand_before_the_results(paths):

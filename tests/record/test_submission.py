@@ -108,6 +108,16 @@ def test_one_record_figure_is_tested_by_one_sample_and_several_by_welch(paths):
     assert bits["p_value"] == pytest.approx(wanted.pvalue)
 
 
+def test_without_any_spread_nothing_is_tested(paths):
+    bpb = told(paths)["seed_results"]["42"]["val_bpb"]
+    for path in paths:
+        for name in ("score.json", "run.json"):
+            (path / name).write_text((paths[0] / name).read_text())
+    assert told(paths)["val_bpb_std"] == 0
+    found = told(paths, (bpb + 0.1,))
+    assert found["record_val_bpb"] == bpb + 0.1 and not {"p_value", "t_statistic", "margin"} & set(found)
+
+
 def test_the_step_that_training_stopped_at_is_the_seeds_mean(paths):
     for path, steps in zip(paths, (6, 9, 12), strict=True):
         change(path / "run.json", put("steps", steps))

@@ -15,12 +15,11 @@ from ..data.dataset import open_dataset, validation_tokens
 from ..data.tokenizer import BOS_ID
 from ..problem import Problem
 from ..score.bootstrap import document_of_targets
-from ..score.windows import NonOverlapping, Sliding
+from ..score.stage import PACKED_STAGE, plain_stage
 
 LOSS_ROWS = 20  # of the table beside a loss curve, which may have 20,000 points
 TARGETS_AT_ONCE = 1 << 22  # looked at together, so that 62 million targets take no more memory than their nats
 ON_CLOCK = ("train", "calibrate")  # phases that the limit of the artifact counts: all that reads data to set weights
-PACKED_STAGE = "packed file"
 FEWEST_DOCUMENTS = 5  # whose spread is shown: of two, Student's t makes a band wider than the picture
 
 
@@ -88,9 +87,8 @@ def span_means(points, edges):
 
 
 def stage_label(name):
-    """A stage in words: the packed file with the windows of the weights' own score is what packing alone has changed."""
-    words = {"weights": name, NonOverlapping.__name__: PACKED_STAGE, Sliding.__name__: f"{PACKED_STAGE}, sliding windows"}
-    return words.get(name, f"{PACKED_STAGE}, {name}")
+    """A stage in words, that of the weights as it is called."""
+    return name if name == "weights" else plain_stage(name)
 
 
 def bpb_stairs(ones, names):

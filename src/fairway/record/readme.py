@@ -120,8 +120,8 @@ def record_lines(told):
     how = f"{abs(gain):.6f} bpb {'better' if gain >= 0 else 'worse'}"
     lines = [f"The record has {known:.6f} bpb{of_seeds}; the mean here is {how}."]
     if "p_value" not in told:
-        return [*lines, "One seed has no spread to judge by."]
-    statistic = f"t = {told['t_statistic']:.3f}, " if "t_statistic" in told else ""
+        return [*lines, "There is no spread between seeds to judge by."]
+    statistic = f"t = {told['t_statistic']:.3f}, "
     test = "Welch's t-test" if isinstance(record, list) else "one-sample t-test"
     lines.append(f"One-sided {test} that the mean is below it: {statistic}p = {told['p_value']:.3g}.")
     for unit, one in told["margin"].items():

@@ -116,7 +116,7 @@ def compliance_of(runs):
 
 def against_record(runs, record):
     """{record_val_bpb, t_statistic, p_value, margin} of a one-sided test that the mean is below the record: one-sample
-    against one figure, Welch's against several. {} without a record; no test of one seed, no statistic without a spread.
+    against one figure, Welch's against several. {} without a record; no test of one seed, or without a spread.
 
     `margin`: under each reading of the contest's 0.005 nats, the gain in bpb that it asks for and the p-value that the gain
     exceeds it.
@@ -125,13 +125,13 @@ def against_record(runs, record):
         return {}
     own, record = [rounded(one.bpb) for one in runs], list(record)
     told = {"record_val_bpb": record[0] if len(record) == 1 else record}
-    if len(own) < 2:
+    if len(own) < 2 or lacks_spread(own, record):
         return told
     ratios = [rounded(one.nats_per_token) / math.log(2) / rounded(one.bpb) for one in runs]
     readings = margin_readings(read_policy().limit("S1"), mean(ratios))
     return {
         **told,
-        "t_statistic": None if lacks_spread(own, record) else float(t_test(own, record).statistic),
+        "t_statistic": float(t_test(own, record).statistic),
         "p_value": better_by(own, record, 0.0),
         "margin": {
             unit.replace(" a ", "_per_"): {"bpb": bpb, "p_value": better_by(own, record, bpb)}

@@ -20,6 +20,7 @@ from .scorer import Scored
 from .watched import WatchedPass
 from .windows import NonOverlapping
 
+PACKED_STAGE = "packed file"
 WORTH_SAYING = 5.0  # seconds: of a pass without anything special, how long it takes is said from here on
 
 
@@ -60,6 +61,13 @@ def pass_plans(recipe, last_only=False):
     elif plain != evaluation or recipe.mix:
         plans = [*plans[: plain != evaluation], PassPlan(name, evaluation, (), recipe.mix)]
     return plans[-1:] if last_only else plans
+
+
+def plain_stage(name):
+    """A stage of the score in words: its windows are side by side, unless said otherwise."""
+    return {"NonOverlapping": PACKED_STAGE, "Sliding": f"{PACKED_STAGE}, sliding windows"}.get(
+        name, f"{PACKED_STAGE}, {name}"
+    )
 
 
 class Scoring:
