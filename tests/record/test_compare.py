@@ -165,7 +165,7 @@ def test_a_loss_is_called_one_and_no_margin_is_claimed(own, other):
     result = compare([other], [own], ())
     assert result["p_value"] > 0.99 and result["delta"]["bpb"] > 0 and result["noise"] is None
     assert "0.0021 bpb worse than three" in result["sentence"] and "more than" not in result["sentence"]
-    assert f"two-sided p = {result['p_two_sided']:.2g}" in result["sentence"]
+    assert f"two-sided p = {result['p_two_sided']:#.2g}" in result["sentence"]
 
 
 def test_small_differences_keep_their_digits(tmp_path):

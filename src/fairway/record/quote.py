@@ -23,7 +23,7 @@ def described_side(side, digits):
 
 def chance_text(chance):
     """A p-value as it is quoted."""
-    return "p < 0.0001" if chance < 1e-4 else f"p = {chance:.2g}"
+    return "p < 0.0001" if chance < 1e-4 else f"p = {chance:#.2g}"  # 0.010: a bare 0.01 hides on which side it is
 
 
 def span_text(interval, digits, sign=""):
