@@ -3,6 +3,7 @@
 import json
 import sys
 import threading
+import time
 
 import pytest
 
@@ -222,7 +223,11 @@ def test_wandb_offline_keeps_rows_config_and_bpb(run, wandb_at_home, monkeypatch
         watch(rows_of(10, 10)[0])
         (run / "run.json").write_text(json.dumps({**RUN, "bpb": {"weights": 2.03125}}))
     (log,) = (run / "wandb").glob("offline-run-*/*.wandb")
-    content = log.read_bytes()
+    # `finish` returns before wandb's own process has written its file; that process ends with the package.
+    wandb_at_home.teardown()
+    deadline = time.monotonic() + 60
+    while b"2.03125" not in (content := log.read_bytes()) and time.monotonic() < deadline:
+        time.sleep(0.1)
     for row in rows_of(1, 10):
         assert content.count(json.dumps(row["loss"]).encode()) >= 1
     for text in (b"fairway", RUN["recipe_hash"].encode(), b"bpb.weights", b"2.03125"):
