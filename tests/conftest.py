@@ -18,6 +18,7 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     if not config.getoption("--gpu"):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        os.environ["TRITON_INTERPRET"] = "1"  # read as triton is imported: its kernels then run on the CPU, step by step
     config.addinivalue_line("markers", "slow: takes more than 20 seconds; run with --slow")
 
 

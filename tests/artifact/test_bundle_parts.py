@@ -1,17 +1,20 @@
 """The parts of the bundler on small programs: what is reached, what stays the same, what comes back."""
 
 import ast
+import os
 import random
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from fairway.artifact.bundle import code_owners, literal
+from fairway.artifact.bundle import FUTURE, code_owners, literal
 from fairway.artifact.minify import minify
 from fairway.artifact.shake import shake
 from fairway.artifact.squeeze import squeezed, unsqueezed
 from fairway.artifact.wrap import escaped, wrap
+from fairway.kernels import launch
 from fairway.node import amend, node_kinds
 from fairway.optim.schedule import WarmDownFraction
 from fairway.problem import Problem
@@ -312,3 +315,75 @@ def test_owners_sum_to_the_program_whatever_the_parts():
     rows = code_owners(parts, {"f": "p/one.py", "g": "p/two.py"}, 1001)
     assert sum(row["bytes"] for row in rows) == 1001
     assert {row["owner"] for row in rows} >= {"p/one.py", "p/two.py"} and {row["kind"] for row in rows} == {"code"}
+
+
+KERNELS = {
+    "fairway/kernels/launch.py": (Path(launch.__file__)).read_bytes(),
+    "fairway/kernels/double_triton.py": b'''
+from __future__ import annotations
+
+
+def double_kernel(source_N, target_N, count, BLOCK: tl.constexpr):
+    """Twice."""
+    place_B = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    value_B = tl.load(source_N + place_B, mask=place_B < count)
+    tl.store(target_N + place_B, (value_B * 2).to(tl.float32), mask=place_B < count)
+''',
+    "fairway/kernels/double.py": b"""
+import torch
+
+from .double_triton import double_kernel
+from .launch import triton_kernel
+
+
+class Shelf:
+    def store(self):
+        return 1
+
+    def load(self, mask):
+        return mask + self.store()
+
+
+@torch.library.custom_op("fairway_test::double", mutates_args=(), schema="(Tensor x) -> Tensor")
+def double(x_N):
+    out_N = torch.empty_like(x_N)
+    triton_kernel(double_kernel)[((x_N.numel() + 31) // 32,)](x_N, out_N, x_N.numel(), 32, num_warps=1)
+    return out_N
+
+
+@double.register_fake
+def double_shape(x_N):
+    return torch.empty_like(x_N)
+
+
+@torch.library.custom_op("fairway_test::never", mutates_args=(), schema="(Tensor x) -> Tensor")
+def never(x_N):
+    return x_N.clone()
+
+
+@never.register_fake
+def never_shape(x_N):
+    return torch.empty_like(x_N)
+
+
+def start():
+    x_N = torch.arange(50.0)
+    doubled = torch.compile(lambda x: double(x), fullgraph=True, backend="aot_eager")(x_N)
+    print(torch.equal(doubled, 2 * x_N), Shelf().load(mask=2))
+""",
+}
+
+
+def test_kernels_keep_what_triton_reads_and_their_operations_what_is_registered_with_them(tmp_path):
+    pytest.importorskip("triton")
+    text, _ = shake(KERNELS, {"start"})
+    assert "double_shape" in text and "never" not in text
+    text = FUTURE + text + "\nif __name__ == '__main__':\n    start()\n"
+    minified = short(text)
+    assert "tl.store(" in minified and "tl.constexpr" in minified and "source_N" not in minified and "Shelf" not in minified
+    for form in (text, minified):
+        program = tmp_path / "program.py"
+        program.write_text(form)
+        environment = os.environ | {"TRITON_INTERPRET": "1"}
+        done = subprocess.run([sys.executable, "-I", program], capture_output=True, text=True, env=environment)
+        assert done.stdout.split() == ["True", "3"], done.stderr

@@ -9,10 +9,11 @@ import builtins
 
 from ..problem import Problem
 from .rename import rename
-from .shake import FUNCTIONS, Bare, Needs, Reach, bound_names, imported_names
+from .shake import FUNCTIONS, Bare, Needs, Reach, bound_names, imported_names, says_kernel
 
 TOLD = "DoesNotHold"  # the one exception whose texts stay
 PURE_CALLS = {"type", "len", "str", "repr", "sorted", "getattr", "max", "min", "list", "tuple", "set", "sum"}
+UNREAD = "from __future__ import annotations"  # those of kernels mention what nobody imports
 IMPURE = (ast.Await, ast.Yield, ast.YieldFrom, ast.NamedExpr, ast.Subscript)
 
 
@@ -39,7 +40,8 @@ def minify(readable):
     tree = ast.parse(text)
     names = [next(iter(bound_names(statement)), None) for statement in tree.body]
     rename(tree)
-    return [(name, unparse(ast.Module([statement], []))) for name, statement in zip(names, tree.body, strict=True)]
+    parts = [(name, unparse(ast.Module([statement], []))) for name, statement in zip(names, tree.body, strict=True)]
+    return [(None, UNREAD), *parts] if says_kernel(tree) else parts
 
 
 def shortened(tree):

@@ -18,7 +18,7 @@ import re
 import string
 from collections import Counter, defaultdict
 
-from .shake import FUNCTIONS, Needs, bound_names, imported_names
+from .shake import FUNCTIONS, KERNELS_SAY, Needs, bound_names, imported_names, says_kernel
 
 PASSES_ON = {"partial", "replace"}  # calls of these give their keywords to what is ours
 NAMES_FIELDS = {"asdict", "astuple", "fields", "vars"}
@@ -92,6 +92,8 @@ class Names:
             one.attr for one in ast.walk(tree) if isinstance(one, ast.Attribute) and isinstance(one.ctx, ast.Store)
         }
         self.foreign = foreign_attributes(tree, self.external)
+        kernels = [one for one in tree.body if isinstance(one, FUNCTIONS) and says_kernel(one)]
+        self.foreign |= {node.attr for one in kernels for node in ast.walk(one) if isinstance(node, ast.Attribute)}
         self._read_keywords(tree)
         self._fix(tree)
         self.count, self.clashes, self.used = Counter(), [], {}
@@ -130,7 +132,7 @@ class Names:
         root = called
         while isinstance(root, ast.Attribute):
             root = root.value
-        if isinstance(root, ast.Name) and root.id in self.external:
+        if isinstance(root, ast.Name) and (root.id in self.external or root.id == KERNELS_SAY):
             return "others"
         if called.attr not in self.attributes:
             return "others"

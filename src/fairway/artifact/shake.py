@@ -13,11 +13,13 @@ from collections import defaultdict
 from pathlib import PurePosixPath
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+KERNELS_SAY = "tl"  # triton.language, which kernels/launch.py puts into scope: what is read off it belongs to Triton
 READ_BY_NAME = {"getattr", "hasattr", "setattr", "delattr", "attrgetter", "methodcaller"}
 
 
 class Bare(ast.NodeTransformer):
-    """Without annotations, which nothing runs; those of decorated functions stay, since decorators may read them."""
+    """Without annotations, which nothing runs; those of decorated functions stay, since decorators may read them, and
+    those by which a kernel's parameters are constants."""
 
     def visit_AnnAssign(self, node):
         self.generic_visit(node)
@@ -28,9 +30,14 @@ class Bare(ast.NodeTransformer):
         if not node.decorator_list:
             node.returns = None
             for argument in ast.walk(node.args):
-                if isinstance(argument, ast.arg):
+                if isinstance(argument, ast.arg) and not (argument.annotation and says_kernel(argument.annotation)):
                     argument.annotation = None
         return node
+
+
+def says_kernel(tree):
+    """Whether a piece of code is a kernel or part of one: it mentions triton.language by the name that it has there."""
+    return any(isinstance(node, ast.Name) and node.id == KERNELS_SAY for node in ast.walk(tree))
 
 
 class Needs:
@@ -70,6 +77,13 @@ def bound_names(statement):
     return []
 
 
+def registers_with(statement):
+    """Names of the things with which a function registers itself by a decorator that is one of their methods: it is needed
+    where they are, though nobody calls it."""
+    decorators = statement.decorator_list if isinstance(statement, FUNCTIONS) else []
+    return [one.value.id for one in decorators if isinstance(one, ast.Attribute) and isinstance(one.value, ast.Name)]
+
+
 def imported_names(tree):
     """Local name -> (module, name or None, local name) of the external imports at a module's head."""
     found = {}
@@ -91,6 +105,7 @@ class Reach:
 
     def __init__(self, statements, external, roots, attributes=()):
         self.of_name = {name: statement for statement in statements for name in bound_names(statement)}
+        self.registered = [(owner, one) for one in statements for owner in registers_with(one)]
         self.external, self.names, self.attributes, self.live = external, set(roots), set(attributes), set()
         self.foreign = {}
         waiting = True
@@ -110,6 +125,9 @@ class Reach:
                 if id(statement) not in self.live:
                     found.append((statement, header_needs(statement)))
             elif id(statement) not in self.live:
+                found.append((statement, Needs(statement)))
+        for owner, statement in self.registered:
+            if owner in self.names & self.of_name.keys() and id(statement) not in self.live:
                 found.append((statement, Needs(statement)))
         return found
 

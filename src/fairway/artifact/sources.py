@@ -3,7 +3,7 @@
 import hashlib
 from importlib.resources import files as package_files
 
-TOOL_ROOMS = ("referee", "trials", "record")  # judge, repeat and report runs, are no part of one
+TOOL_ROOMS = ("referee", "trials", "record", "bench")  # judge, repeat, report and time runs, are no part of one
 
 
 def package_sources():

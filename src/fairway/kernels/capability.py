@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 
@@ -31,6 +32,18 @@ def capability(device):
         half = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
         return Capability(device, half, half, True)
     return Capability(device, torch.float32, torch.float32, False)
+
+
+@torch.compiler.assume_constant_result
+def runs_triton(device):
+    """Whether kernels in Triton run on `device` (a torch.device): a CUDA card from Ampere on, and the package is there."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0) and find_spec("triton") is not None
+
+
+@torch.compiler.assume_constant_result
+def copies_tiles(device):
+    """Whether `device` also has the engine that copies whole tiles (TMA): from Hopper on."""
+    return runs_triton(device) and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def device_name(device):
