@@ -312,13 +312,13 @@ def test_the_leaky_mlp_squares_both_sides(slopes):
         z_M = (up_MD @ n_D.double()).tolist()
         assert min(z_M) < 0 < max(z_M)
         hidden_M = torch.tensor([z * z if z > 0 else slope * slope * z * z for z in z_M], dtype=torch.float64)
-        near(module(n_D, module.matrices(torch.float32), layer, carry_of([0])), down_DM @ hidden_M)
+        near(module(n_D, module.matrices(carry_of([0])), layer, carry_of([0])), down_DM @ hidden_M)
 
 
 def test_the_leaky_mlp_without_a_leak_is_the_plain_one_to_the_bit():
     leaky, plain, n_BTD = stirred(LeakyReluSquared(2.0, (0.0,))), stirred(ReluSquared(2.0)), normal(2, 3, 8)
     assert roles(leaky) == roles(plain)
-    one, two = (module(n_BTD, module.matrices(torch.float32), 1, carry_of([0])) for module in (leaky, plain))
+    one, two = (module(n_BTD, module.matrices(carry_of([0])), 1, carry_of([0])) for module in (leaky, plain))
     assert torch.equal(one, two)
     assert torch.equal(build(LeakyReluSquared()).up_LMD, build(ReluSquared()).up_LMD)
 

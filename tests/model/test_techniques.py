@@ -187,10 +187,9 @@ def test_layer_scales_act_on_each_delta_of_their_layer():
     with torch.no_grad():
         module.attn_LD.copy_(normal(3, 8))
         module.mlp_LD.copy_(normal(3, 8, seed=1))
-    assert torch.equal(module.attended(d_BTD, None, 2, None), d_BTD * module.attn_LD[2])
-    assert torch.equal(module.fed(d_BTD, None, 0, None), d_BTD * module.mlp_LD[0])
     for method in (module.normed, module.enter):
         assert torch.equal(method(d_BTD, 0, None), d_BTD)
+    assert all(map(torch.equal, module.gains(), (normal(3, 8), normal(3, 8, seed=1))))
 
 
 def test_the_mlp_squares_what_is_positive():
@@ -201,7 +200,7 @@ def test_the_mlp_squares_what_is_positive():
     n_D = normal(8)
     hidden = [max(0.0, (row @ n_D).item()) ** 2 for row in module.up_LMD[1].detach()]
     exact = module.down_LDM[1].detach() @ torch.tensor(hidden)
-    got = module(n_D, module.matrices(torch.float32), 1, carry_of([0]))
+    got = module(n_D, module.matrices(carry_of([0])), 1, carry_of([0]))
     torch.testing.assert_close(got.detach(), exact, rtol=1e-5, atol=1e-5)
 
 

@@ -1,14 +1,50 @@
-"""Site `head`: x_BTD -> logits_BTV, then logits -> logits. B batch, T positions, D width, V vocabulary."""
+"""Site `head`: x_BTD -> logits_BTV, then logits -> logits. B batch, T positions, D width, V vocabulary.
+
+The loss is one operation (kernels/cross_entropy.py) where a head ends in a ProductPart, or in one and a CapPart.
+"""
 
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional as F
 
+from ..kernels.cross_entropy import linear_cross_entropy
 from ..kernels.norm import rms_norm
 from ..problem import Problem
 from ..sites import HeadSite
+from .context import plain_linear
 from .inputs import TokenEmbedding
 from .roles import Part
+
+
+class ProductPart(Part):
+    """A part that is nothing but a product: forward(x, carry) is carry.linear(x, table(carry) in x's dtype, name)."""
+
+    def table(self, carry):
+        """table_VD, as the parameter is."""
+        raise NotImplementedError
+
+
+class CapPart(Part):
+    """A part that is nothing but a cap: forward(z_BTV, carry) is cap tanh(z / cap) in float32, `cap` a plain number."""
+
+    cap: float
+
+
+def head_loss(parts, x_BTD, targets_BT, carry):
+    """Mean cross-entropy in nats of the float32 logits that `parts`, one after the other, make of x_BTD."""
+    before, cap = list(parts), None
+    if isinstance(before[-1], CapPart):
+        cap = before.pop().cap
+    if before and isinstance(before[-1], ProductPart) and carry.linear is plain_linear:
+        table_VD = before.pop().table(carry)
+        for part in before:
+            x_BTD = part(x_BTD, carry)
+        return linear_cross_entropy(x_BTD, table_VD.to(x_BTD.dtype), targets_BT, cap)
+    z_BTV = x_BTD
+    for part in parts:
+        z_BTV = part(z_BTV, carry)
+    return F.cross_entropy(z_BTV.float().flatten(0, 1), targets_BT.flatten())
 
 
 @dataclass(frozen=True)
@@ -34,9 +70,12 @@ class TiedHead(HeadSite):
         return TiedHeadModule()
 
 
-class TiedHeadModule(Part):
+class TiedHeadModule(ProductPart):
+    def table(self, carry):
+        return carry.table_VD
+
     def forward(self, x_BTD, carry):
-        return carry.linear(x_BTD, carry.table_VD.to(x_BTD.dtype), "token.table")
+        return carry.linear(x_BTD, self.table(carry).to(x_BTD.dtype), "token.table")
 
 
 def refuse_cap(cap, owner):
@@ -58,7 +97,7 @@ class Softcap(HeadSite):
         return SoftcapModule(self.cap)
 
 
-class SoftcapModule(Part):
+class SoftcapModule(CapPart):
     def __init__(self, cap):
         super().__init__()
         self.cap = cap

@@ -5,8 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
+from ..kernels.fold import fold
+from ..kernels.mlp import leaky_squared_mlp
 from ..problem import Problem
 from ..sites import MLPSite
+from .context import plain_linear
 from .roles import Part
 
 
@@ -54,13 +57,14 @@ class SquaredModule(Part):
         self.own_bank("up_LMD", torch.stack(ups), "matrix", [(f"blocks.{i}.mlp.up", "matrix.up", i) for i in layers])
         self.own_bank("down_LDM", down_LDM, "matrix", [(f"blocks.{i}.mlp.down", "matrix.down", i) for i in layers])
 
-    def matrices(self, dtype):
-        """The banks cast once a pass and cut into slices."""
-        return self.up_LMD.to(dtype).unbind(0), self.down_LDM.to(dtype).unbind(0)
+    def matrices(self, carry, gain_LD=None):
+        """The banks cast once a pass and cut into slices; the rows of `down` times `gain_LD`, where one is given."""
+        return fold((self.up_LMD,), carry.dtype).unbind(0), fold((self.down_LDM,), carry.dtype, gain_LD).unbind(0)
 
     def forward(self, n_BTD, matrices, layer, carry):
-        up, down = matrices
-        hidden_BTM = carry.linear(n_BTD, up[layer], f"blocks.{layer}.mlp.up")
-        slope = self.slopes[layer]
+        (up_LMD, down_LDM), slope = matrices, self.slopes[layer]
+        if carry.linear is plain_linear:
+            return leaky_squared_mlp(n_BTD, up_LMD[layer], down_LDM[layer], slope)
+        hidden_BTM = carry.linear(n_BTD, up_LMD[layer], f"blocks.{layer}.mlp.up")
         hidden_BTM = F.leaky_relu(hidden_BTM, slope) if slope else F.relu(hidden_BTM)
-        return carry.linear(hidden_BTM.square(), down[layer], f"blocks.{layer}.mlp.down")
+        return carry.linear(hidden_BTM.square(), down_LDM[layer], f"blocks.{layer}.mlp.down")

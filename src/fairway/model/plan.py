@@ -142,5 +142,7 @@ class LerpSkipModule(Part):
         self.own("gate_SD", "skip.gate", torch.zeros(context.skips, context.width), "scalar")
 
     def forward(self, skip_BTD, x_BTD, step, carry):
-        s_BTD = self.weight_SD[step].to(x_BTD.dtype) * skip_BTD
-        return torch.lerp(s_BTD, x_BTD, torch.sigmoid(self.gate_SD[step]).to(x_BTD.dtype))
+        # Two vectors first: each gradient is then one sum over positions of what is kept anyway.
+        gate_D = torch.sigmoid(self.gate_SD[step])
+        back_D = ((1 - gate_D) * self.weight_SD[step]).to(x_BTD.dtype)
+        return gate_D.to(x_BTD.dtype) * x_BTD + back_D * skip_BTD

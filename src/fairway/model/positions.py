@@ -1,13 +1,36 @@
-"""Site `positions`: q_BTHK, k_BTGK -> the same. B batch, T positions, H and G heads, K head width, F frequencies."""
+"""Site `positions`: q_BTHK, k_BTGK -> the same.
 
-from dataclasses import dataclass
+B batch, T positions, H query heads, G key-value heads, K head width, F frequencies, L layers.
+"""
+
+from dataclasses import dataclass, replace
 
 import torch
 
+from ..kernels.heads import HeadTransform, rotate_heads
 from ..kernels.norm import rms_norm
 from ..problem import Problem
 from ..sites import PositionSite
 from .roles import Part
+
+
+class PositionPart(Part):
+    """What a node at this site builds where it may be one operation with its neighbours; others derive from Part."""
+
+    def extend(self, transform, layer):
+        """`transform` (kernels/heads.py HeadTransform) with this part after all that is in it, in this layer, in rows of
+        one window each; None where it cannot be expressed so."""
+        return None
+
+
+def fused_transform(parts, layer):
+    """One HeadTransform that does what all `parts` do, one after the other, or None; in rows of one window each."""
+    transform = HeadTransform()
+    for part in parts:
+        transform = part.extend(transform, layer) if isinstance(part, PositionPart) else None
+        if transform is None:
+            return None
+    return transform
 
 
 @dataclass(frozen=True)
@@ -18,7 +41,11 @@ class QKNorm(PositionSite):
         return QKNormModule()
 
 
-class QKNormModule(Part):
+class QKNormModule(PositionPart):
+    def extend(self, transform, layer):
+        first = not transform.norm and transform.cos_TF is None and transform.gain_H is None
+        return replace(transform, norm=True) if first else None
+
     def forward(self, q_BTHK, k_BTGK, layer, carry):
         return rms_norm(q_BTHK), rms_norm(k_BTGK)
 
@@ -44,10 +71,9 @@ class Rotary(PositionSite):
         return RotaryModule(dims, self.base, context.sequence)
 
 
-class RotaryModule(Part):
+class RotaryModule(PositionPart):
     def __init__(self, dims, base, sequence):
         super().__init__()
-        self.dims = dims
         frequencies_F = base ** (-torch.arange(0, dims, 2, dtype=torch.float64) / dims)
         angles_TF = torch.outer(torch.arange(sequence, dtype=torch.float64), frequencies_F)
         self.register_buffer("cos_TF", angles_TF.cos().float(), persistent=False)
@@ -56,9 +82,11 @@ class RotaryModule(Part):
     def rotate(self, x_BTHK, bounds=None):
         """Turned by the place in the row, in packed rows by the place in the window."""
         place = slice(x_BTHK.shape[1]) if bounds is None else bounds.position_BT
-        cos, sin = self.cos_TF[place].unsqueeze(-2), self.sin_TF[place].unsqueeze(-2)
-        a, b, rest = x_BTHK.float().tensor_split((self.dims // 2, self.dims), dim=-1)
-        return torch.cat((a * cos + b * sin, b * cos - a * sin, rest), dim=-1).to(x_BTHK.dtype)
+        return rotate_heads(x_BTHK, self.cos_TF[place].unsqueeze(-2), self.sin_TF[place].unsqueeze(-2))
+
+    def extend(self, transform, layer):
+        fits = transform.cos_TF is None and transform.gain_H is None
+        return replace(transform, cos_TF=self.cos_TF, sin_TF=self.sin_TF) if fits else None
 
     def forward(self, q_BTHK, k_BTGK, layer, carry):
         bounds = carry and carry.bounds
@@ -75,7 +103,7 @@ class QKGain(PositionSite):
         return QKGainModule(context, self.init)
 
 
-class QKGainModule(Part):
+class QKGainModule(PositionPart):
     def __init__(self, context, value):
         super().__init__()
         gain_LH = torch.full((context.layers, context.heads), value)
@@ -83,3 +111,6 @@ class QKGainModule(Part):
 
     def forward(self, q_BTHK, k_BTGK, layer, carry):
         return q_BTHK * self.gain_LH[layer].to(q_BTHK.dtype).unsqueeze(-1), k_BTGK
+
+    def extend(self, transform, layer):
+        return replace(transform, gain_H=self.gain_LH[layer]) if transform.gain_H is None else None

@@ -24,6 +24,13 @@ class ResidualPart(Part):
         """On the normed input of attention and of the MLP."""
         return n_BTD
 
+    def gains(self):
+        """Vectors of all layers, (attn_LD, mlp_LD), that multiply attention's delta and the MLP's; None: no such vectors.
+
+        Where products are plain they are folded into the matrices that the deltas come from: s (W y) = (s W) y.
+        """
+        return None
+
     def attended(self, d_BTD, n_BTD, layer, carry):
         """On attention's delta; n_BTD is what attention read."""
         return d_BTD
@@ -66,11 +73,8 @@ class LayerScaleModule(ResidualPart):
         self.own_per_layer("attn_LD", "attn.scale", torch.ones(context.layers, context.width))
         self.own_per_layer("mlp_LD", "mlp.scale", torch.ones(context.layers, context.width))
 
-    def attended(self, d_BTD, n_BTD, layer, carry):
-        return self.attn_LD[layer].to(d_BTD.dtype) * d_BTD
-
-    def fed(self, d_BTD, n_BTD, layer, carry):
-        return self.mlp_LD[layer].to(d_BTD.dtype) * d_BTD
+    def gains(self):
+        return self.attn_LD, self.mlp_LD
 
 
 @dataclass(frozen=True)

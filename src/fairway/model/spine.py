@@ -3,12 +3,12 @@
 B batch, T positions, D width, V vocabulary, S scored positions.
 """
 
+import math
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from ..kernels.norm import rms_norm
 from ..problem import Problem
@@ -28,6 +28,7 @@ from ..sites import (
 )
 from .attention import AttentionModule
 from .context import Carry, Initialiser, ModelContext, plain_linear
+from .head import head_loss
 from .roles import leaf_views
 
 
@@ -128,8 +129,8 @@ class GPTModule(nn.Module):
 
     def loss(self, ids_BT, targets_BT, phase=-1, linear=plain_linear):
         """Mean cross-entropy in nats, on float32 logits."""
-        z_BTV = self(ids_BT, phase, linear=linear)
-        return F.cross_entropy(z_BTV.float().flatten(0, 1), targets_BT.flatten())
+        carry = Carry(ids_BT, self.dtype, linear)
+        return head_loss(self.head, self.trunk(carry, phase), targets_BT, carry)
 
 
 class Block:
@@ -137,9 +138,17 @@ class Block:
 
     def __init__(self, model, carry):
         self.model, self.carry = model, carry
-        self.attention = model.attention.matrices(carry.dtype)
-        self.mlp = model.mlp.matrices(carry.dtype)
+        gains = self._all_gains()
+        folded, self.gains = (gains, (None, None)) if carry.linear is plain_linear else ((None, None), gains)
+        self.attention = model.attention.matrices(carry, folded[0])
+        self.mlp = model.mlp.matrices(carry, folded[1])
         self.visits = [0] * model.attention.layers
+
+    def _all_gains(self):
+        """The products of what the residual sites multiply attention's deltas and the MLP's with; None: nothing."""
+        given = [part.gains() for part in self.model.residual]
+        pairs = [pair for pair in given if pair is not None]
+        return tuple(map(math.prod, zip(*pairs, strict=True))) if pairs else (None, None)
 
     def run(self, x, layer):
         """The next step of the order: the block of `layer`, joined to the stream."""
@@ -158,7 +167,7 @@ class Block:
     def attend(self, u_BTD, layer):
         """Attention's delta."""
         n_BTD = self._norm(u_BTD, layer)
-        d_BTD = self.model.attention(n_BTD, self.attention, layer, self.carry)
+        d_BTD = self._gained(self.model.attention(n_BTD, self.attention, layer, self.carry), self.gains[0], layer)
         for part in self.model.residual:
             d_BTD = part.attended(d_BTD, n_BTD, layer, self.carry)
         return d_BTD
@@ -166,10 +175,13 @@ class Block:
     def feed(self, u_BTD, layer):
         """The MLP's delta."""
         n_BTD = self._norm(u_BTD, layer)
-        d_BTD = self.model.mlp(n_BTD, self.mlp, layer, self.carry)
+        d_BTD = self._gained(self.model.mlp(n_BTD, self.mlp, layer, self.carry), self.gains[1], layer)
         for part in self.model.residual:
             d_BTD = part.fed(d_BTD, n_BTD, layer, self.carry)
         return d_BTD
+
+    def _gained(self, d_BTD, gain_LD, layer):
+        return d_BTD if gain_LD is None else gain_LD[layer].to(d_BTD.dtype) * d_BTD
 
     def _norm(self, u_BTD, layer):
         n_BTD = rms_norm(u_BTD)

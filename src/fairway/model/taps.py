@@ -1,14 +1,13 @@
 """Site `taps`: what attention gives, before its output matrix: y_BTHK -> y_BTHK.
 
-B batch, T positions, D width, H query heads, G key-value heads, R query heads a key-value head, K head width, L layers,
-I gate inputs.
+B batch, T positions, D width, H query heads, G key-value heads, K head width, L layers, I gate inputs.
 """
 
 from dataclasses import dataclass
 
 import torch
-from torch.nn import functional as F
 
+from ..kernels.exclusive import exclusive
 from ..sites import TapSite
 from .roles import Part
 
@@ -35,9 +34,7 @@ class ExclusiveSelfAttentionModule(Part):
     def forward(self, y_BTHK, n_BTD, v_BTGK, layer, carry):
         if layer not in self.layers:
             return y_BTHK
-        unit_BTG1K = F.normalize(v_BTGK.float(), dim=-1, eps=1e-12).to(y_BTHK.dtype).unsqueeze(3)
-        y_BTGRK = y_BTHK.unflatten(2, (v_BTGK.shape[2], -1))
-        return (y_BTGRK - (y_BTGRK * unit_BTG1K).sum(-1, keepdim=True) * unit_BTG1K).flatten(2, 3)
+        return exclusive(y_BTHK, v_BTGK)
 
 
 @dataclass(frozen=True)
