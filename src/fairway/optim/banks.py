@@ -13,7 +13,8 @@ class BankShard:
 
     def __init__(self, parameter, world):
         self.parameter, self.world = parameter, world
-        self.slices = parameter.shape[0]
+        self.slices, rows, columns = parameter.shape
+        self.tall = rows > columns
         self.padding = -self.slices % world.size
         self.share = (self.slices + self.padding) // world.size
         self.gradient_SRC = None
@@ -26,7 +27,7 @@ class BankShard:
             self.gradient_SRC = whole_PRC
             return
         if self.padding:
-            whole_PRC = F.pad(whole_PRC, (0, 0, 0, 0, 0, self.padding))
+            whole_PRC = torch.cat([whole_PRC, whole_PRC.new_zeros(self.padding, *whole_PRC.shape[1:])])
         self.gradient_SRC, self.pending = self.world.reduce_scatter_mean(whole_PRC)
 
     def wait(self):

@@ -63,7 +63,12 @@ class Optimizer:
         norm = self._norm(replicated, sharded)
         if self.clip:
             scale = (self.clip / (norm + 1e-6)).clamp(max=1.0)
-            torch._foreach_mul_(replicated + sharded, scale)
+            if replicated:
+                torch._foreach_mul_(replicated, scale)
+            # Shards are scaled by whoever reads them next: a pass over the largest gradients less.
+            for update, gradients in zip(self.updates, shards, strict=True):
+                if gradients:
+                    update.scale_shards(scale)
         # Those with shards first: the gathers that they start travel while the others compute.
         pairs = zip(self.updates, shards, strict=True)
         for finish in [update.step(moment) for update, _ in sorted(pairs, key=lambda pair: not pair[1])]:

@@ -2,12 +2,17 @@
 
 All are one iteration, X <- a X + (b A + c A^2) X with A = X X^T, on the wide one of X and its transpose. They differ in
 the coefficients, and in how X is brought below a spectral norm of 1 before it or evened out after it.
+
+`apply` does the whole. Who writes X anyway can write it as it is needed and take the parts: rows divided by their norms
+where `equal_rows`, turned wide, slices of several tensors joined; then `spread(x_NRC)`, the iteration; then, turned back and
+apart, `finish(x_NRC)`.
 """
 
 from dataclasses import dataclass
 
 import torch
 
+from ..kernels.symmetric import gram_polynomial, multiplies_symmetrically, row_products
 from ..problem import Problem
 from ..sites import OrthogonaliserSite
 
@@ -31,8 +36,24 @@ TURBO = (
 )
 
 
+class WideIteration:
+    """What orthogonalisers share: `apply` from `spread` and `finish`."""
+
+    equal_rows = False
+
+    def apply(self, gradient_NRC, dtype):
+        """Orthogonalises each slice with products in `dtype`; zero slices stay zero. Returns `dtype`."""
+        x, tall = wide(gradient_NRC.to(dtype))
+        x = self.spread(x)
+        return self.finish(x.mT if tall else x)
+
+    def finish(self, x_NRC):
+        """Nothing is left to do after the iteration."""
+        return x_NRC
+
+
 @dataclass(frozen=True)
-class Quintic(OrthogonaliserSite):
+class Quintic(WideIteration, OrthogonaliserSite):
     """Newton-Schulz iteration with fixed quintic coefficients; singular values end between about 0.7 and 1.2."""
 
     steps: int = 5
@@ -41,30 +62,26 @@ class Quintic(OrthogonaliserSite):
         if self.steps < 1:
             raise Problem(f"Quintic.steps is {self.steps}; take 1 or more")
 
-    def apply(self, gradient_NRC, dtype):
-        """Orthogonalises each slice with products in `dtype`; zero slices stay zero. Returns `dtype`."""
-        x, tall = wide(gradient_NRC.to(dtype))
-        x = iterate(x / (torch.linalg.matrix_norm(x, keepdim=True) + TINY), (QUINTIC,) * self.steps)
-        return x.mT if tall else x
+    def spread(self, x_NRC):
+        """Brings the singular values of wide matrices of any norm towards 1."""
+        return iterate_scaled(x_NRC, (QUINTIC,) * self.steps, 1.0)
 
 
 @dataclass(frozen=True)
-class PolarExpress(OrthogonaliserSite):
+class PolarExpress(WideIteration, OrthogonaliserSite):
     """Five steps with coefficients of their own (PR #1344, PR #1787): nearer to 1 than the fixed quintic brings them.
 
     X <- G / (1.02 |G|_F + 1e-7), a margin that is ours: with it the rounding of bfloat16 products does not carry a singular
     value past the range in which the coefficients converge.
     """
 
-    def apply(self, gradient_NRC, dtype):
-        """Orthogonalises each slice with products in `dtype`; zero slices stay zero. Returns `dtype`."""
-        x, tall = wide(gradient_NRC.to(dtype))
-        x = iterate(x / (1.02 * torch.linalg.matrix_norm(x, keepdim=True) + TINY), POLAR)
-        return x.mT if tall else x
+    def spread(self, x_NRC):
+        """Brings the singular values of wide matrices of any norm towards 1."""
+        return iterate_scaled(x_NRC, POLAR, 1.02)
 
 
 @dataclass(frozen=True)
-class Turbo(OrthogonaliserSite):
+class Turbo(WideIteration, OrthogonaliserSite):
     """Turbo-Muon (PR #1205): almost-orthogonal scaling, which lets four steps do, then rows and columns of norm 1.
 
     A = X X^T; s_i = 1 / (sqrt(sum_j |A_ij|) + 1e-7); X <- diag(s) X and A <- diag(s) A diag(s), with which the first of
@@ -74,18 +91,20 @@ class Turbo(OrthogonaliserSite):
 
     post_norm: bool = True
 
-    def apply(self, gradient_NRC, dtype):
-        """Orthogonalises each slice with products in `dtype`; zero slices stay zero. Returns `dtype`."""
-        x, tall = wide(gradient_NRC.to(dtype))
-        gram = x @ x.mT
-        scale = 1 / (gram.abs().sum(-1, keepdim=True).sqrt() + TINY)
-        x = iterate(scale * x, TURBO, scale * gram * scale.mT)
-        x = x.mT if tall else x
-        if self.post_norm:
-            x = x.float()
-            for dimension in (-1, -2):
-                x = x / (torch.linalg.vector_norm(x, dim=dimension, keepdim=True) + TINY)
-        return x.to(dtype)
+    def spread(self, x_NRC):
+        """Brings the singular values of wide matrices of any norm towards 1."""
+        gram_NRR = row_products(x_NRC)
+        scale = 1 / (gram_NRR.abs().sum(-1, keepdim=True).sqrt() + TINY)
+        return iterate(scale * x_NRC, TURBO, scale * gram_NRR * scale.mT)
+
+    def finish(self, x_NRC):
+        """With `post_norm` rows, then columns, over their norms; in the matrices' own orientation. Returns x's dtype."""
+        if not self.post_norm:
+            return x_NRC
+        even_NRC = x_NRC.float()
+        for dimension in (-1, -2):
+            even_NRC = even_NRC / (torch.linalg.vector_norm(even_NRC, dim=dimension, keepdim=True) + TINY)
+        return even_NRC.to(x_NRC.dtype)
 
 
 @dataclass(frozen=True)
@@ -93,6 +112,8 @@ class MuonEqR(OrthogonaliserSite):
     """Equal rows (PR #1514): each row is divided by max(its L2 norm, 1e-7), in float32, and `then` orthogonalises."""
 
     then: OrthogonaliserSite = Quintic()
+
+    equal_rows = True
 
     def __post_init__(self):
         if isinstance(self.then, MuonEqR):
@@ -103,6 +124,14 @@ class MuonEqR(OrthogonaliserSite):
         g_NRC = gradient_NRC.float()
         return self.then.apply(g_NRC / torch.linalg.vector_norm(g_NRC, dim=-1, keepdim=True).clamp(min=TINY), dtype)
 
+    def spread(self, x_NRC):
+        """As `then` does."""
+        return self.then.spread(x_NRC)
+
+    def finish(self, x_NRC):
+        """As `then` does."""
+        return self.then.finish(x_NRC)
+
 
 def wide(x_NRC):
     """The matrices with no more rows than columns, and whether they had to be transposed for it."""
@@ -110,10 +139,27 @@ def wide(x_NRC):
     return (x_NRC.mT if tall else x_NRC), tall
 
 
+def iterate_scaled(x_NRC, coefficients, margin):
+    """One step for each (a, b, c) from X / (margin |X|_F + 1e-7).
+
+    Where symmetric products are fast X is not divided: its norm is taken from the diagonal of X X^T, and the first
+    polynomial carries the scale.
+    """
+    if not multiplies_symmetrically(x_NRC):
+        return iterate(x_NRC / (margin * torch.linalg.matrix_norm(x_NRC, keepdim=True) + TINY), coefficients)
+    gram_NRR = row_products(x_NRC)
+    squares_N = gram_NRR.diagonal(dim1=-2, dim2=-1).sum(-1, dtype=torch.float32)
+    x_NRC = gram_polynomial(gram_NRR, coefficients[0], squares_N, margin) @ x_NRC
+    return iterate(x_NRC, coefficients[1:])
+
+
 def iterate(x_NRC, coefficients, gram_NRR=None):
     """One step for each (a, b, c); `gram_NRR` is X X^T where it is already known."""
     for a, b, c in coefficients:
-        gram_NRR = x_NRC @ x_NRC.mT if gram_NRR is None else gram_NRR
-        x_NRC = torch.baddbmm(x_NRC, torch.baddbmm(gram_NRR, gram_NRR, gram_NRR, beta=b, alpha=c), x_NRC, beta=a)
+        gram_NRR = row_products(x_NRC) if gram_NRR is None else gram_NRR
+        if multiplies_symmetrically(x_NRC):
+            x_NRC = gram_polynomial(gram_NRR, (a, b, c)) @ x_NRC
+        else:
+            x_NRC = torch.baddbmm(x_NRC, torch.baddbmm(gram_NRR, gram_NRR, gram_NRR, beta=b, alpha=c), x_NRC, beta=a)
         gram_NRR = None
     return x_NRC
