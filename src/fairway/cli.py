@@ -82,6 +82,34 @@ class PlanCommand(CommandBase):
 
 
 @dataclass(frozen=True, kw_only=True)
+class BenchCommand(CommandBase):
+    """Measures a recipe's training step: ms by phase and part, tokens/s, utilisation, memory; several GPUs under torchrun.
+
+    A step is one micro-batch on each GPU and one update, at full rate and at the budget's start. The floor beside it counts
+    products and attention at the rate of one large product here; no traffic of bytes, and not the optimiser."""
+
+    name: tyro.conf.Positional[str]
+    """a recipe's name, or a recipe.py"""
+    data: Path | None = None
+    """data folder; random tokens, if not given"""
+    steps: int | None = None
+    """of each of five blocks (20; 2 on a CPU)"""
+    tokens: int | None = None
+    """of the micro-batch of a GPU (the recipe's)"""
+    out: Path | None = None
+    """CSV file to add a row a phase to (benchmarks/results.csv, where there is a folder benchmarks)"""
+    set: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
+    """path=value ...: fields of the recipe, as in model.plan.Loop.passes=2"""
+
+    def run(self, terminal):
+        from .bench.measure import bench_recipe
+        from .bench.results import print_bench
+
+        settings = sum(self.set, ())
+        return bench_recipe(self.name, self.data, settings, self.steps, self.tokens, self.out, terminal), print_bench
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataBuildCommand(CommandBase):
     """Turns documents into tokenizer, shards and manifest; or downloads the contest's FineWeb shards."""
 
@@ -473,6 +501,7 @@ Command = (
     Annotated[DemoCommand, tyro.conf.subcommand("demo")]
     | Annotated[RecipesCommand, tyro.conf.subcommand("recipes")]
     | Annotated[PlanCommand, tyro.conf.subcommand("plan")]
+    | Annotated[BenchCommand, tyro.conf.subcommand("bench")]
     | Annotated[DataCommand, tyro.conf.subcommand("data", description="Builds and checks data folders.")]
     | Annotated[TrainCommand, tyro.conf.subcommand("train")]
     | Annotated[PackCommand, tyro.conf.subcommand("pack")]

@@ -14,6 +14,7 @@ FLAGS = {
     "demo": {"--out", "--steps", "--full"},
     "recipes": {"--diff"},
     "plan": {"--ranks", "--tflops", "--set"},
+    "bench": {"--data", "--steps", "--tokens", "--out", "--set"},
     "data build": {"--out", "--vocab", "--tokenizer", "--normalization", "--field", "--val-source", "--shards", "--caseops"},
     "data check": set(),
     "train": {

@@ -33,6 +33,7 @@ ROOMS = (
     "audit",
     "trials",
     "record",
+    "bench",
     "listing",
 )
 TOP = ("cli", "demo", "__main__")  # parse and call: they may import everything, also inside functions

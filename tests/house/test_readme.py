@@ -21,7 +21,7 @@ REPOSITORY = Path(__file__).parents[2]
 README = (REPOSITORY / "README.md").read_text()
 WANTED = (
     "recipes", "plan", "data", "train", "pack", "score", "ablate", "audit", "review", "sweep", "runs", "compare", "report",
-    "record",
+    "record", "bench",
 )  # fmt: skip
 COMMANDS = re.findall(rf"\bfairway ((?:demo|{'|'.join(WANTED)})\b[^`#;&\n]*)", README)
 
