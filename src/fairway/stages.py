@@ -17,7 +17,7 @@ from .clock import Clock
 from .core import packed_model, scoring_model
 from .data.dataset import open_dataset
 from .files import file_sha256, owning, refuse_unwritable, write_text
-from .kernels.capability import capability, device_name, settle_threads
+from .kernels.capability import capability, device_name, plain_forms, settle_threads
 from .model.flops import forward_flops
 from .model.roles import leaf_views, load_leaves
 from .node import differences, digest, override, parse_node, show
@@ -199,6 +199,8 @@ def _train_in(world, folder, recipe, dataset, run, terminal, checkpoint, watch, 
     threads = settle_threads(world.device, run.get("threads"))
     machine, clock = capability(world.device), Clock()
     terminal.quiet |= world.rank > 0
+    if line := plain_forms(world.device):
+        terminal.note(line)
     trainer = trainer_on_all_ranks(recipe, dataset, run["seed"], world, machine)
     with ExitStack() as held:
         if world.rank == 0:

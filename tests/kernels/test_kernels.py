@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from conformance.table import bounds_of
 from fairway.kernels import attention as attention_file
+from fairway.kernels import capability as capability_file
 from fairway.kernels.attention import (
     attention,
     attention_backends,
@@ -18,7 +19,7 @@ from fairway.kernels.attention import (
     varlen_attention,
     window_mask,
 )
-from fairway.kernels.capability import capability, settle_threads
+from fairway.kernels.capability import capability, copies_tiles, plain_forms, runs_triton, settle_threads
 from fairway.kernels.norm import rms_norm
 
 
@@ -221,3 +222,28 @@ def test_a_recorded_number_of_threads_is_taken_and_one_is_never_measured(threads
 def test_measured_threads_are_all_or_one(threads):
     threads(4)
     assert settle_threads(torch.device("cpu")) == torch.get_num_threads() in (1, 4)
+
+
+@pytest.mark.parametrize(
+    ("level", "package", "triton", "tiles", "words"),
+    [
+        ((9, 0), True, True, True, None),
+        ((8, 9), True, True, False, "Card copies no tiles by itself"),
+        ((8, 0), True, True, False, "Card copies no tiles by itself"),
+        ((7, 5), True, False, False, "Card is older than Ampere: all kernels"),
+        ((9, 0), False, False, False, "not the package triton: all kernels"),
+    ],
+)
+def test_what_a_card_lacks_is_known_and_said(monkeypatch, level, package, triton, tiles, words):
+    device = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: level)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Card")
+    monkeypatch.setattr(capability_file, "find_spec", lambda name: name if package else None)
+    assert (runs_triton(device), copies_tiles(device)) == (triton, tiles)
+    said = plain_forms(device)
+    assert said is None if words is None else words in said
+
+
+def test_a_cpu_runs_no_kernels_and_lacks_nothing():
+    device = torch.device("cpu")
+    assert not runs_triton(device) and not copies_tiles(device) and plain_forms(device) is None

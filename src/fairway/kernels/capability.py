@@ -46,6 +46,16 @@ def copies_tiles(device):
     return runs_triton(device) and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
+def plain_forms(device):
+    """A line that says which kernels take their plain form on a CUDA card, and why; None for none, and on a CPU."""
+    if device.type != "cuda" or copies_tiles(device):
+        return None
+    if runs_triton(device):
+        return f"{device_name(device)} copies no tiles by itself, as Hopper does: the MLP's kernels take their plain form"
+    reason = "is older than Ampere" if find_spec("triton") else "is here, but not the package triton"
+    return f"{device_name(device)} {reason}: all kernels take their plain form, which is slower"
+
+
 def device_name(device):
     """The card's name, or the CPU and how many threads it has."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu x{torch.get_num_threads()}"
