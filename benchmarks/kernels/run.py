@@ -21,6 +21,7 @@ from statistics import median
 import torch
 
 WARM_CALLS, BLOCKS, CALLS = 3, 5, 10
+ROW = 2048  # positions of a row of a batch
 FORMS = ("reference", "fast")
 COLUMNS = ("name", "reference ms", "fast ms", "ratio", "fast GB/s", "fast TFLOP/s")
 
@@ -37,6 +38,16 @@ def main(arguments=None):
     if missing := set(wanted.names) - set(known):
         print(f"no {', '.join(sorted(missing))} in {folder}: there are {', '.join(known)}", file=sys.stderr)
         return 2
+    if wanted.tokens < 1 or (wanted.tokens > ROW and wanted.tokens % ROW):
+        print(f"--tokens {wanted.tokens}: give 1 to {ROW}, or a multiple of {ROW}, the length of a row", file=sys.stderr)
+        return 2
+    if wanted.out:
+        try:
+            wanted.out.parent.mkdir(parents=True, exist_ok=True)
+            open(wanted.out, "a").close()
+        except OSError as error:
+            print(f"cannot write {wanted.out}: {error.strerror}; give another file", file=sys.stderr)
+            return 2
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     print(f"{device_label(device)}, torch {torch.__version__}, {wanted.tokens:,} tokens;", end=" ")
     print(f"ms forward and backward, median (smallest to largest) of {BLOCKS} blocks of {CALLS}")
@@ -59,14 +70,17 @@ def run_file(path, device, tokens):
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         found = module.case(device, tokens)
-    except Exception as error:  # whatever it is, the others go on
+        cases = list(found) if isinstance(found, (list, tuple)) else [found]
+        if not cases or not all(isinstance(case, dict) for case in cases):
+            raise ValueError(f"{path.name} gave {found!r}, which is no case")
+    except (Exception, SystemExit) as error:  # whatever it is, the others go on
         traceback.print_exc()
         yield {"name": path.stem, "error": f"{type(error).__name__}: {error}"}
         return
-    for case in found if isinstance(found, (list, tuple)) else [found]:
+    for case in cases:
         try:
             yield time_case(case, device)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             traceback.print_exc()
             yield {"name": case.get("name", path.stem), "error": f"{type(error).__name__}: {error}"}
 

@@ -93,7 +93,7 @@ class BenchCommand(CommandBase):
     data: Path | None = None
     """data folder; random tokens, if not given"""
     steps: int | None = None
-    """of each of five blocks (20; 2 on a CPU)"""
+    """of each of five blocks (20; 2 on a CPU); warming up and the parts come on top"""
     tokens: int | None = None
     """of the micro-batch of a GPU (the recipe's)"""
     out: Path | None = None
@@ -105,7 +105,7 @@ class BenchCommand(CommandBase):
         from .bench.measure import bench_recipe
         from .bench.results import print_bench
 
-        settings = sum(self.set, ())
+        settings = option_values("set", self.set)
         return bench_recipe(self.name, self.data, settings, self.steps, self.tokens, self.out, terminal), print_bench
 
 

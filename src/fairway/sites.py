@@ -65,11 +65,13 @@ class ScheduleSite(Node):
 
 class GroupSite(Node):
     """optim: an update with `replicated` (parameters whose averaged gradients each rank needs whole), reduce(),
-    sharded_gradients(), step(moment), state(), restore(state). `moments`: floats of state a parameter."""
+    sharded_gradients(), step(moment), state(), restore(state); with sharded gradients also scale_shards(scale), called
+    before a step that is to take them times a tensor of one element. `moments`: floats of state a parameter."""
 
 
 class OrthogonaliserSite(Node):
-    """Muon's orthogonaliser: apply(gradient_NRC, dtype) -> update_NRC."""
+    """Muon's orthogonaliser: apply(gradient_NRC, dtype) -> update_NRC. One that also has its parts, equal_rows,
+    spread(x_NRC) and finish(x_NRC) (optim/orthogonal.py), is joined with momentum in one kernel on a card."""
 
 
 class AverageSite(Node):

@@ -114,9 +114,13 @@ def test_an_interrupt_leaves_no_row(tmp_path, number):
     [
         (("nobody",), "no recipe 'nobody'"),
         (("demo", "--steps", "0"), "--steps 0 is none"),
-        (("demo", "--tokens", "100"), "train.micro_tokens=100 is not a multiple of model.sequence=256"),
-        (("demo", "--tokens", "0"), "train."),
-        (("demo", "--set", "train.batch_tokens=4096"), "leave train.batch_tokens out"),
+        (("demo", "--tokens", "100"), "--tokens 100 is no positive multiple of model.sequence=256; give 256"),
+        (("demo", "--tokens", "0"), "--tokens 0 is no positive multiple"),
+        (("demo", "--tokens", "-512"), "--tokens -512 is no positive multiple"),
+        (("demo", "--set", "train.batch_tokens=4096"), "--set train.batch_tokens=4096: a step of bench"),
+        (("demo", "--set", "train.micro_tokens=512"), "--set train.micro_tokens=512: a step of bench"),
+        (("demo", "--set"), "--set is empty"),
+        (("demo", "--out", "/dev/null"), "--out /dev/null is no plain file"),
         (("demo", "--set", "model.inputs=()"), "TiedHead needs a TokenEmbedding"),
         (("demo", "--set", "model.head=()"), "the head gives 160 numbers a token"),
         (("demo", "--data", "nowhere"), "nowhere is no data folder"),
@@ -185,6 +189,14 @@ def test_rows_are_added_whole_or_not_at_all(tmp_path, monkeypatch, there):
     with pytest.raises(KeyboardInterrupt):
         append_bench(path, [line_of(1)])
     assert path.read_bytes() == there
+
+
+def test_a_last_line_without_an_end_gets_one(tmp_path):
+    path = tmp_path / "results.csv"
+    append_bench(path, [line_of(1)])
+    path.write_bytes(path.read_bytes()[:-1])
+    append_bench(path, [line_of(2)])
+    assert len(table(path)) == 2 and path.read_bytes().count(b"\n") == 3
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs --gpu and a GPU")

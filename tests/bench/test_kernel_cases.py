@@ -66,3 +66,20 @@ def test_a_case_that_fails_is_said_and_the_others_go_on(run, tmp_path):
 def test_a_name_that_is_not_there_is_refused(run):
     code, text, errors = run("nothing")
     assert (code, text) == (2, "") and "no nothing in" in errors and "there are good" in errors
+
+
+@pytest.mark.parametrize("tokens", ["0", "-5", "3000"])
+def test_tokens_that_are_no_rows_are_refused(run, tokens):
+    code, text, errors = run("--tokens", tokens)
+    assert (code, text) == (2, "") and f"--tokens {tokens}: give 1 to 2048, or a multiple" in errors
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_timed(run, tmp_path):
+    code, text, errors = run("--out", str(tmp_path))
+    assert (code, text) == (2, "") and "Is a directory" in errors
+
+
+@pytest.mark.parametrize("body", ["return []", "return None", "raise SystemExit(0)"])
+def test_a_file_without_a_case_is_a_failure(run, body):
+    code, text, _ = run(empty=f"def case(device, tokens):\n    {body}\n")
+    assert code == 1 and "empty" in text and "failed" in text and "better" in text

@@ -1,5 +1,6 @@
 import math
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -224,22 +225,28 @@ def test_measured_threads_are_all_or_one(threads):
     assert settle_threads(torch.device("cpu")) == torch.get_num_threads() in (1, 4)
 
 
+HOPPER, LITTLE_BLACKWELL = 232_448, 101_376  # bytes of shared memory that a program may take
+
+
 @pytest.mark.parametrize(
-    ("level", "package", "triton", "tiles", "words"),
+    ("level", "memory", "package", "triton", "tiles", "words"),
     [
-        ((9, 0), True, True, True, None),
-        ((8, 9), True, True, False, "Card copies no tiles by itself"),
-        ((8, 0), True, True, False, "Card copies no tiles by itself"),
-        ((7, 5), True, False, False, "Card is older than Ampere: all kernels"),
-        ((9, 0), False, False, False, "not the package triton: all kernels"),
+        ((9, 0), HOPPER, True, True, True, None),
+        ((10, 0), HOPPER, True, True, True, None),
+        ((12, 0), LITTLE_BLACKWELL, True, True, False, "the MLP takes its plain form"),
+        ((8, 0), 166_912, True, True, False, "the MLP takes its plain form"),
+        ((7, 5), 65_536, True, False, False, "Card is older than Ampere: all kernels"),
+        ((9, 0), HOPPER, False, False, False, "not the package triton: all kernels"),
     ],
 )
-def test_what_a_card_lacks_is_known_and_said(monkeypatch, level, package, triton, tiles, words):
-    device = torch.device("cuda", 0)
+def test_what_a_card_lacks_is_known_and_said(monkeypatch, level, memory, package, triton, tiles, words):
+    device, properties = torch.device("cuda", 0), SimpleNamespace(shared_memory_per_block_optin=memory)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: level)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Card")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     monkeypatch.setattr(capability_file, "find_spec", lambda name: name if package else None)
-    assert (runs_triton(device), copies_tiles(device)) == (triton, tiles)
+    assert (runs_triton(device), copies_tiles(device), capability(device).compiled) == (triton, tiles, package)
     said = plain_forms(device)
     assert said is None if words is None else words in said
 

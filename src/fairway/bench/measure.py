@@ -22,7 +22,7 @@ import torch
 from ..artifact.sources import source_hash
 from ..data.dataset import Dataset, open_dataset
 from ..data.shards import write_shard
-from ..kernels.capability import capability, device_name, peak_flops, settle_threads
+from ..kernels.capability import capability, device_name, peak_flops, plain_forms, settle_threads
 from ..model.flops import attention_flops, products_of
 from ..node import digest, override
 from ..problem import Problem
@@ -61,8 +61,9 @@ def bench_recipe(name, data, settings, steps, tokens, out, terminal):
     default, and for the recipe's. Problem for wrong input, before anything is measured.
     """
     recipe, path = override(find_recipe(name), settings), bench_place(out)
-    if any(setting.startswith("train.batch_tokens=") for setting in settings):
-        raise Problem("a step of bench is one micro-batch on each rank; leave train.batch_tokens out, and give --tokens N")
+    for setting in settings:
+        if setting.startswith(("train.batch_tokens=", "train.micro_tokens=")):
+            raise Problem(f"--set {setting}: a step of bench is one micro-batch on each rank; give its size by --tokens N")
     if steps is not None and steps < 1:
         raise Problem(f"--steps {steps} is none; give 1 or more")
     flops = step_flops(recipe)
@@ -90,7 +91,11 @@ def bench_recipe(name, data, settings, steps, tokens, out, terminal):
 
 def with_one_micro_batch(recipe, tokens, ranks):
     """The recipe with a step of one micro-batch on each rank, of `tokens` or as it stands. Problem for a number that is no
-    multiple of the sequence."""
+    positive multiple of the sequence."""
+    length = recipe.model.sequence
+    if tokens is not None and (tokens < 1 or tokens % length):
+        near = max(length, round(tokens / length) * length)
+        raise Problem(f"--tokens {tokens} is no positive multiple of model.sequence={length}; give {near}")
     tokens = recipe.train.micro_tokens if tokens is None else tokens
     recipe = replace(recipe, train=replace(recipe.train, micro_tokens=tokens, batch_tokens=tokens * ranks))
     recipe.train.micro_steps(ranks, recipe.model.sequence)
@@ -114,6 +119,7 @@ def _measure(recipe, dataset, world, steps, terminal):
         trainer = trainer_on_all_ranks(recipe, dataset, 42, watched, machine)
         held.callback(trainer.batches.close)
         times = [PhaseTimes() for _ in trainer.model.orders]
+        terminal.note(plain_forms(world.device))
         terminal.note(f"{recipe.name}: warms up, then takes {BLOCKS_TIMED} blocks of {steps:,} steps in each phase")
         show = held.enter_context(terminal.progress(f"bench {recipe.name}"))
         total, done = len(times) * (BLOCKS_TIMED + 2), count()

@@ -39,8 +39,16 @@ def bench_place(out):
     path = Path(out) if out is not None else BENCH_FOLDER / BENCH_FILE
     if path.is_dir():
         raise Problem(f"--out {path} is a folder; name a file, as in {path / BENCH_FILE}")
-    refuse_other_file(path, bench_lines((), True), "table of fairway bench with these columns")
-    refuse_unwritable(path.parent)
+    try:
+        if path.exists() and not path.is_file():
+            raise Problem(f"--out {path} is no plain file; name one")
+        refuse_other_file(path, bench_lines((), True), "table of fairway bench with these columns")
+        if path.exists():
+            open(path, "ab").close()
+        else:
+            refuse_unwritable(path.parent)
+    except OSError as error:
+        raise Problem(f"cannot write {path}: {error.strerror}; choose another file by --out") from error
     return path
 
 
@@ -52,7 +60,9 @@ def append_bench(path, rows):
         with open(path, "ab", buffering=0) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             size = os.fstat(file.fileno()).st_size
-            lines = bench_lines(rows, size == 0)
+            # A last line without an end, as some editors leave it, gets one.
+            ended = size == 0 or path.read_bytes().endswith(b"\n")
+            lines = b"\n" * (not ended) + bench_lines(rows, size == 0)
             try:
                 if file.write(lines) < len(lines):
                     raise OSError(0, "the disk is full")

@@ -18,6 +18,7 @@ class Capability:
     compiled: bool
 
 
+TILE_MEMORY = 220_000  # bytes of shared memory that a program of kernels/mlp_triton.py takes
 # Dense bfloat16 with float32 sums, by a part of the card's name.
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
 
@@ -30,20 +31,29 @@ def capability(device):
     """
     if device.type == "cuda":
         half = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-        return Capability(device, half, half, True)
+        return Capability(device, half, half, find_spec("triton") is not None)  # which compiled code on cards is made of
     return Capability(device, torch.float32, torch.float32, False)
 
 
 @torch.compiler.assume_constant_result
 def runs_triton(device):
     """Whether kernels in Triton run on `device` (a torch.device): a CUDA card from Ampere on, and the package is there."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0) and find_spec("triton") is not None
+    new = device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
+    return new and find_spec("triton") is not None
 
 
 @torch.compiler.assume_constant_result
 def copies_tiles(device):
-    """Whether `device` also has the engine that copies whole tiles (TMA): from Hopper on."""
-    return runs_triton(device) and torch.cuda.get_device_capability(device) >= (9, 0)
+    """Whether `device` also has the engine that copies whole tiles (TMA), and the shared memory for those of the MLP: Hopper
+    and large Blackwells have both, small ones (RTX) 99 KiB."""
+    if not runs_triton(device) or torch.cuda.get_device_capability(device) < (9, 0):
+        return False
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin >= TILE_MEMORY
+
+
+def multiprocessors(device):
+    """How many of them a CUDA card has: programs that stay take one each. Few elsewhere, where they run in turns."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
 
 
 def plain_forms(device):
@@ -51,7 +61,7 @@ def plain_forms(device):
     if device.type != "cuda" or copies_tiles(device):
         return None
     if runs_triton(device):
-        return f"{device_name(device)} copies no tiles by itself, as Hopper does: the MLP's kernels take their plain form"
+        return f"{device_name(device)} has not Hopper's copies of tiles or its shared memory: the MLP takes its plain form"
     reason = "is older than Ampere" if find_spec("triton") else "is here, but not the package triton"
     return f"{device_name(device)} {reason}: all kernels take their plain form, which is slower"
 

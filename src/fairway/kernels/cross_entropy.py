@@ -30,7 +30,7 @@ def reference_linear_cross_entropy(x, table_VD, targets, cap=None):
 
 
 def linear_cross_entropy(x, table_VD, targets, cap=None):
-    """The same; in one sweep over the logits where `sweeps_logits`."""
+    """The same; in one sweep over the logits where `sweeps_logits`. No double backward."""
     if sweeps_logits(x, table_VD):
         return LinearCrossEntropy.apply(x.flatten(0, -2), table_VD, targets.flatten(), cap)
     return reference_linear_cross_entropy(x, table_VD, targets, cap)

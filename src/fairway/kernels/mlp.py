@@ -11,7 +11,7 @@ D width, M hidden units, E width of the output; N rows, B batch, T positions.
 import torch
 from torch.nn import functional as F
 
-from .capability import copies_tiles
+from .capability import copies_tiles, multiprocessors
 from .launch import triton_kernel
 from .mlp_triton import mlp_back_kernel, mlp_up_kernel
 
@@ -25,7 +25,7 @@ def leaky_squared_mlp(x, up_MD, down_EM, slope):
     Fast for bfloat16 on CUDA cards from Hopper on, where D and E are multiples of 64 and M of 256; no double backward.
     """
     if fits_mlp_tiles(x, up_MD, down_EM):
-        return LeakySquaredMLP.apply(x, up_MD, down_EM, float(slope))
+        return LeakySquaredMLP.apply(x, up_MD, down_EM, slope)
     return reference_leaky_squared_mlp(x, up_MD, down_EM, slope)
 
 
@@ -72,7 +72,7 @@ def mlp_up(x_ND, up_MD, slope):
     x_ND, up_MD = x_ND.contiguous(), up_MD.contiguous()
     (rows, width), units = x_ND.shape, up_MD.shape[0]
     p_NM = torch.empty(rows, units, dtype=x_ND.dtype, device=x_ND.device)
-    programs = _programs(x_ND.device)
+    programs = multiprocessors(x_ND.device)
     triton_kernel(mlp_up_kernel)[(programs,)](
         TensorDescriptor.from_tensor(x_ND, [TILE_ROWS, TILE_DEPTH]),
         TensorDescriptor.from_tensor(up_MD, [TILE_UNITS, TILE_DEPTH]),
@@ -99,7 +99,7 @@ def mlp_back(go_NE, down_EM, p_NM, slope):
     go_NE, down_EM, p_NM = go_NE.contiguous(), down_EM.contiguous(), p_NM.contiguous()
     (rows, width), units = go_NE.shape, down_EM.shape[1]
     dc_NM = torch.empty_like(p_NM)
-    programs, fall = _programs(go_NE.device), -2.0 * abs(slope)
+    programs, fall = multiprocessors(go_NE.device), -2.0 * abs(slope)
     triton_kernel(mlp_back_kernel)[(programs,)](
         TensorDescriptor.from_tensor(go_NE, [TILE_ROWS, TILE_DEPTH]),
         TensorDescriptor.from_tensor(down_EM, [TILE_DEPTH, TILE_UNITS]),
@@ -115,8 +115,3 @@ def mlp_back(go_NE, down_EM, p_NM, slope):
 def mlp_back_shape(go_NE, down_EM, p_NM, slope):
     """Shape and dtype of what `mlp_back` gives."""
     return torch.empty_like(p_NM)
-
-
-def _programs(device):
-    """One program for each of the card's multiprocessors; a few where Triton's interpreter runs them one by one."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2

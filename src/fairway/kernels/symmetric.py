@@ -22,7 +22,7 @@ def gram_polynomial(gram_NRR, coefficients, squares_N=None, margin=1.0):
     """s (a I + b s^2 A + c s^4 A^2) of symmetric slices A, in A's dtype; `coefficients` are (a, b, c).
 
     s is 1, or 1 / (margin sqrt(squares) + 1e-7) of each slice, float32: what brings an X whose A = X X^T was taken before it
-    was scaled to a norm of 1. The next iterate is then the product with X.
+    was scaled to a norm of 1. The next iterate is then the product with X. Norms of X above 1e9 overflow.
     """
     if multiplies_symmetrically(gram_NRR):
         return launch_gram_polynomial(gram_NRR, coefficients, squares_N, margin)

@@ -6,7 +6,6 @@ from torch import nn
 from ..kernels.attention import attention, fits_varlen, window_mask
 from ..kernels.fold import fold
 from ..kernels.heads import shape_heads
-from .context import plain_linear
 from .positions import fused_transform
 from .roles import Part
 
@@ -42,7 +41,7 @@ class AttentionModule(Part):
         Where products are plain, (queries, keys and values joined [D + 2 G K, D], outputs with their rows times
         `gain_LD`) of each layer; else, for those who watch or bend products, each under its own name and without a gain.
         """
-        if carry.linear is not plain_linear:
+        if not carry.plain:
             return self.qo.to(carry.dtype).unbind(0), self.kv.to(carry.dtype).unbind(0)
         (queries, outputs), (keys, values) = self.qo.split(self.layers), self.kv.split(self.layers)
         joined_LRD = fold((queries, keys, values), carry.dtype)
@@ -59,7 +58,7 @@ class AttentionModule(Part):
     def shaped(self, n_BTD, matrices, layer, carry):
         """q_BTHK, k_BTGK and v_BTGK as attention takes them, before the value sites."""
         block, narrow = f"blocks.{layer}.attn", (self.kv_heads, -1)
-        if carry.linear is plain_linear:
+        if carry.plain:
             qkv_BTR = carry.linear(n_BTD, matrices[0][layer], f"{block}.joined")
             transform = fused_transform(self.positions, layer) if carry.bounds is None else None
             if transform is not None:
@@ -83,5 +82,5 @@ class AttentionModule(Part):
         y_BTHK = attention(q_BTHK, k_BTGK, v_BTGK, carry.bounds, self.mask(q_BTHK, carry))
         for part in self.taps:
             y_BTHK = part(y_BTHK, n_BTD, v_BTGK, layer, carry)
-        outputs = matrices[1] if carry.linear is plain_linear else matrices[0][self.layers :]
+        outputs = matrices[1] if carry.plain else matrices[0][self.layers :]
         return carry.linear(y_BTHK.flatten(2), outputs[layer], f"blocks.{layer}.attn.output")

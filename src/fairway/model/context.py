@@ -103,3 +103,8 @@ class Carry:
         self.x0_BTD = None
         self.step = self.visit = 0
         self.notes = {}
+
+    @property
+    def plain(self):
+        """Whether nobody watches or bends products: several may then be one, and vectors be folded into matrices."""
+        return self.linear is plain_linear

@@ -12,7 +12,6 @@ from ..kernels.cross_entropy import linear_cross_entropy
 from ..kernels.norm import rms_norm
 from ..problem import Problem
 from ..sites import HeadSite
-from .context import plain_linear
 from .inputs import TokenEmbedding
 from .roles import Part
 
@@ -36,7 +35,7 @@ def head_loss(parts, x_BTD, targets_BT, carry):
     before, cap = list(parts), None
     if isinstance(before[-1], CapPart):
         cap = before.pop().cap
-    if before and isinstance(before[-1], ProductPart) and carry.linear is plain_linear:
+    if before and isinstance(before[-1], ProductPart) and carry.plain:
         table_VD = before.pop().table(carry)
         for part in before:
             x_BTD = part(x_BTD, carry)

@@ -9,7 +9,6 @@ from ..kernels.fold import fold
 from ..kernels.mlp import leaky_squared_mlp
 from ..problem import Problem
 from ..sites import MLPSite
-from .context import plain_linear
 from .roles import Part
 
 
@@ -63,7 +62,7 @@ class SquaredModule(Part):
 
     def forward(self, n_BTD, matrices, layer, carry):
         (up_LMD, down_LDM), slope = matrices, self.slopes[layer]
-        if carry.linear is plain_linear:
+        if carry.plain:
             return leaky_squared_mlp(n_BTD, up_LMD[layer], down_LDM[layer], slope)
         hidden_BTM = carry.linear(n_BTD, up_LMD[layer], f"blocks.{layer}.mlp.up")
         hidden_BTM = F.leaky_relu(hidden_BTM, slope) if slope else F.relu(hidden_BTM)

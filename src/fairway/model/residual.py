@@ -27,7 +27,8 @@ class ResidualPart(Part):
     def gains(self):
         """Vectors of all layers, (attn_LD, mlp_LD), that multiply attention's delta and the MLP's; None: no such vectors.
 
-        Where products are plain they are folded into the matrices that the deltas come from: s (W y) = (s W) y.
+        Where products are plain they are folded into the matrices that the deltas come from: s (W y) = (s W) y. So they
+        act before any `attended` or `fed`, wherever their node stands.
         """
         return None
 

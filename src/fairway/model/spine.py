@@ -139,7 +139,7 @@ class Block:
     def __init__(self, model, carry):
         self.model, self.carry = model, carry
         gains = self._all_gains()
-        folded, self.gains = (gains, (None, None)) if carry.linear is plain_linear else ((None, None), gains)
+        folded, self.gains = (gains, (None, None)) if carry.plain else ((None, None), gains)
         self.attention = model.attention.matrices(carry, folded[0])
         self.mlp = model.mlp.matrices(carry, folded[1])
         self.visits = [0] * model.attention.layers

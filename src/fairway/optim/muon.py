@@ -89,7 +89,7 @@ class MuonUpdate:
     def step(self, moment):
         """Starts one update of every matrix; returns a function that waits for the other ranks' parts and applies it."""
         momentum = self.node.momentum.at(moment.step)
-        fused = self.products == torch.bfloat16 and self.triton
+        fused = self.products == torch.bfloat16 and self.triton and hasattr(self.node.orthogonaliser, "spread")
         wholes = self._fused_shards(momentum) if fused else self._unfused_shards(momentum)
         self.scale = None
         for shard in self.shards:
