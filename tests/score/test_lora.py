@@ -157,7 +157,9 @@ def test_it_is_the_literal_loop(lora):
     episodes = episodes_of(one.adapter, one.plan, one.schedule)
     expected = literal(lora, tokens, fresh_model(), episodes, first_matrices(lora, fresh_model()))
     found = run(lora, tokens)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+    # The cap is float32, and Adam divides small gradients by their own size: 1e-8 at the median, 2e-6 at most.
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    assert np.median(np.abs(found - expected)) < 1e-7
     assert np.abs(found - run(replace(lora, rate=1e-12), tokens)).max() > 0.1
 
 
