@@ -199,7 +199,8 @@ def _train_in(world, folder, recipe, dataset, run, terminal, checkpoint, watch, 
     threads = settle_threads(world.device, run.get("threads"))
     machine, clock = capability(world.device), Clock()
     terminal.quiet |= world.rank > 0
-    terminal.note(plain_forms(world.device))
+    if line := plain_forms(world.device):
+        terminal.note(line)
     trainer = trainer_on_all_ranks(recipe, dataset, run["seed"], world, machine)
     with ExitStack() as held:
         if world.rank == 0:
@@ -299,7 +300,8 @@ def score(folder, data, keep_nats, settings, last_only, terminal):
     with start_world() as world:
         terminal.quiet |= world.rank > 0
         settle_threads(world.device)
-        terminal.note(plain_forms(world.device))
+        if line := plain_forms(world.device):
+            terminal.note(line)
         machine = capability(world.device)
         with clock.phase("decode"):
             model = packed_model(recipe, packed, packed_by, machine)

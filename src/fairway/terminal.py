@@ -18,8 +18,8 @@ class Terminal:
         self.console = Console(stderr=True, highlight=False, emoji=False)
 
     def note(self, line):
-        """One line on standard error; None is no line."""
-        if line is not None and not self.quiet:
+        """One line on standard error."""
+        if not self.quiet:
             self.console.print(line, markup=False, soft_wrap=True)
 
     def complain(self, line):

@@ -119,7 +119,8 @@ def _measure(recipe, dataset, world, steps, terminal):
         trainer = trainer_on_all_ranks(recipe, dataset, 42, watched, machine)
         held.callback(trainer.batches.close)
         times = [PhaseTimes() for _ in trainer.model.orders]
-        terminal.note(plain_forms(world.device))
+        if line := plain_forms(world.device):
+            terminal.note(line)
         terminal.note(f"{recipe.name}: warms up, then takes {BLOCKS_TIMED} blocks of {steps:,} steps in each phase")
         show = held.enter_context(terminal.progress(f"bench {recipe.name}"))
         total, done = len(times) * (BLOCKS_TIMED + 2), count()
