@@ -235,7 +235,7 @@ HOPPER, LITTLE_BLACKWELL = 232_448, 101_376  # bytes of shared memory that a pro
         ((10, 0), HOPPER, True, True, True, None),
         ((12, 0), LITTLE_BLACKWELL, True, True, False, "the MLP takes its plain form"),
         ((8, 0), 166_912, True, True, False, "the MLP takes its plain form"),
-        ((7, 5), 65_536, True, False, False, "Card is older than Ampere: all kernels"),
+        ((7, 5), 65_536, True, False, False, "Card is no NVIDIA card from Ampere on: all kernels"),
         ((9, 0), HOPPER, False, False, False, "not the package triton: all kernels"),
     ],
 )

@@ -18,7 +18,7 @@ def compile_ahead(script, tmp_path):
 
 
 def compiled(kernel, types, constants, aligned, card, **options):
-    """(PTX, registers a thread, bytes of stack a thread, bytes of shared memory) of a kernel for compute capability `card`.
+    """(PTX, registers a thread, bytes spilled a thread, bytes of shared memory) of a kernel for compute capability `card`.
 
     `types` and `constants` are by parameter name, in the order of the signature together; `aligned` names the parameters
     that are multiples of 16.
@@ -39,5 +39,10 @@ def compiled(kernel, types, constants, aligned, card, **options):
     cubin.write_bytes(made.asm["cubin"])
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     said = subprocess.run([tool, "-res-usage", cubin], capture_output=True, text=True, check=True).stdout
-    registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", said).groups()
-    return made.asm["ptx"], int(registers), int(stack), made.metadata.shared
+    registers, stack, local = (int(re.search(rf"{word}:(\d+)", said)[1]) for word in ("REG", "STACK", "LOCAL"))
+    return made.asm["ptx"], registers, stack + local, made.metadata.shared
+
+
+def narrow_loads(ptx):
+    """How many loads of a kernel take two bytes, where neighbours side by side would take sixteen at once."""
+    return len(re.findall(r"ld\.global(?:\.\w+)*\.b16", ptx))

@@ -62,7 +62,7 @@ def plain_forms(device):
         return None
     if runs_triton(device):
         return f"{device_name(device)} has not Hopper's copies of tiles or its shared memory: the MLP takes its plain form"
-    reason = "is older than Ampere" if find_spec("triton") else "is here, but not the package triton"
+    reason = "is no NVIDIA card from Ampere on" if find_spec("triton") else "is here, but not the package triton"
     return f"{device_name(device)} {reason}: all kernels take their plain form, which is slower"
 
 

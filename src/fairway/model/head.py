@@ -33,7 +33,7 @@ class CapPart(Part):
 def head_loss(parts, x_BTD, targets_BT, carry):
     """Mean cross-entropy in nats of the float32 logits that `parts`, one after the other, make of x_BTD."""
     before, cap = list(parts), None
-    if isinstance(before[-1], CapPart):
+    if before and isinstance(before[-1], CapPart):
         cap = before.pop().cap
     if before and isinstance(before[-1], ProductPart) and carry.plain:
         table_VD = before.pop().table(carry)
