@@ -123,19 +123,23 @@ def _measure(recipe, dataset, world, steps, terminal):
             terminal.note(line)
         terminal.note(f"{recipe.name}: warms up, then takes {BLOCKS_TIMED} blocks of {steps:,} steps in each phase")
         show = held.enter_context(terminal.progress(f"bench {recipe.name}"))
-        total, done = len(times) * (BLOCKS_TIMED + 2), count()
+        total, done = len(times) * (BLOCKS_TIMED + 3), count()
         for phase, found in enumerate(times):
             show(next(done), total, f"phase {phase}: warm-up")
             found.warm_seconds = warm_phase(trainer, phase, interrupt)
         with nothing_compiled(machine.compiled):
+            for phase, found in enumerate(times):
+                show(next(done), total, f"phase {phase}: parts")
+                time_parts(found, trainer, phase, steps, interrupt)
+            trainer.record()
             # Phase after phase within each round, so that a card that warms up does so for all alike.
             for number in range(BLOCKS_TIMED):
                 for phase, found in enumerate(times):
                     show(next(done), total, f"phase {phase}: block {number + 1} of {BLOCKS_TIMED}")
                     time_block(found, trainer, phase, steps, interrupt)
             for phase, found in enumerate(times):
-                show(next(done), total, f"phase {phase}: parts")
-                time_parts(found, trainer, phase, steps, interrupt)
+                show(next(done), total, f"phase {phase}: host and collectives")
+                time_rest(found, trainer, phase, steps, interrupt)
     return times, steps, product_rate(machine)
 
 
@@ -148,25 +152,31 @@ def warm_phase(trainer, phase, interrupt):
 
 def time_block(found, trainer, phase, steps, interrupt):
     """Adds a block to `found`: the mean step of `steps` that were queued back to back, after some that fill the queue."""
+    lead = LEAD_STEPS[trainer.world.device.type]
+    marks = watch_steps(trainer, phase, lead + steps, interrupt).marks
+    found.step_ms.append(ms_between(marks[lead], marks[-1]) / steps)
+
+
+def time_parts(found, trainer, phase, steps, interrupt):
+    """Puts into `found` the median forward, backward and update of `steps` steps that were queued back to back and not yet
+    recorded, kernel by kernel; and the memory that they took, which allocators do not see of recorded ones."""
     device = trainer.world.device
     lead = LEAD_STEPS[device.type]
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    marks = watch_steps(trainer, phase, lead + steps, interrupt).marks
-    found.step_ms.append(ms_between(marks[lead], marks[-1]) / steps)
-    if device.type == "cuda":
-        found.memory = max(found.memory or 0, torch.cuda.max_memory_allocated(device))
-
-
-def time_parts(found, trainer, phase, steps, interrupt):
-    """Puts into `found` the median forward, backward and update of `steps` steps that were queued back to back; then, on a
-    GPU, what the host takes to queue a step; then, of several ranks, what their collectives take when each runs alone."""
-    world = trainer.world
-    lead = LEAD_STEPS[world.device.type]
     with watched_parts(trainer) as (ends, begins):
         marks = watch_steps(trainer, phase, lead + steps, interrupt).marks
     cuts = list(zip(marks, ends, begins, marks[1:], strict=False))[lead:]
     found.parts_ms = tuple(median(ms_between(cut[i], cut[i + 1]) for cut in cuts) for i in range(3))
+    if device.type == "cuda":
+        found.memory = torch.cuda.max_memory_allocated(device)
+
+
+def time_rest(found, trainer, phase, steps, interrupt):
+    """Puts into `found`, on a GPU, what the host takes to queue a step; of several ranks, what their collectives take when
+    each runs alone."""
+    world = trainer.world
+    lead = LEAD_STEPS[world.device.type]
     if world.device.type == "cuda":
         found.host_ms = median(watch_steps(trainer, phase, lead + steps, interrupt, alone=True).queued_ms[lead:])
     if world.size > 1:

@@ -10,12 +10,14 @@ import torch
 @dataclass(frozen=True)
 class Capability:
     """What to use on one device: `activations` is the dtype of the residual stream and its products,
-    `products` that of the Newton-Schulz iteration, `compiled` whether to compile the training step."""
+    `products` that of the Newton-Schulz iteration, `compiled` whether to compile the training step's passes, `recorded`
+    whether to make them CUDA graphs then."""
 
     device: torch.device
     activations: torch.dtype
     products: torch.dtype
     compiled: bool
+    recorded: bool = False
 
 
 TILE_MEMORY = 220_000  # bytes of shared memory that a program of kernels/mlp_triton.py takes
@@ -31,7 +33,8 @@ def capability(device):
     """
     if device.type == "cuda":
         half = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-        return Capability(device, half, half, find_spec("triton") is not None)  # which compiled code on cards is made of
+        compiled = find_spec("triton") is not None  # which compiled code on cards is made of
+        return Capability(device, half, half, compiled, recorded=compiled)
     return Capability(device, torch.float32, torch.float32, False)
 
 

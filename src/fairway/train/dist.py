@@ -36,6 +36,8 @@ class World:
         """Starts averaging `tensor` over the ranks, in place; returns a handle to wait for."""
         if self.size == 1:
             return Done()
+        if self.device.type == "cuda":  # NCCL divides on the way; gloo cannot
+            return dist.all_reduce(tensor, op=dist.ReduceOp.AVG, async_op=True)
         tensor.div_(self.size)
         return dist.all_reduce(tensor, async_op=True)
 
@@ -43,7 +45,7 @@ class World:
         """Starts averaging over the ranks, each keeping its part of dimension 0. Returns the part and a handle."""
         part = torch.empty_like(whole_PRC[: whole_PRC.shape[0] // self.size])
         reduce_scatter = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)  # the name since torch 2.13
-        if self.device.type == "cuda":  # NCCL divides on the way; gloo cannot
+        if self.device.type == "cuda":
             return part, reduce_scatter(part, whole_PRC.contiguous(), op=dist.ReduceOp.AVG, async_op=True)
         return part, reduce_scatter(part, whole_PRC.div(self.size).contiguous(), async_op=True)
 

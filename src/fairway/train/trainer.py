@@ -4,6 +4,7 @@ B sequences a micro-batch and rank, T positions.
 """
 
 from contextlib import ExitStack
+from functools import partial
 
 import torch
 
@@ -13,6 +14,7 @@ from ..kernels.attention import attention_backends
 from ..optim.optimizer import Optimizer
 from ..optim.schedule import Moment
 from ..problem import Problem
+from .replay import GradientGraph
 
 
 class Trainer:
@@ -32,6 +34,7 @@ class Trainer:
         loader = training_batches(recipe, dataset, world)
         self.model = recipe.model.build(seed, machine.activations).to(world.device)
         self.loss = torch.compile(self.model.loss, dynamic=False, fullgraph=True) if machine.compiled else self.model.loss
+        self.recorded = {}  # a GradientGraph for each phase
         self._begin(loader)
 
     def _begin(self, loader):
@@ -44,32 +47,54 @@ class Trainer:
 
     def step(self, progress, multiplier, phase):
         """One optimiser step. Returns this rank's mean loss and the gradient norm, both on the device."""
-        moment = Moment(self.steps_done, progress, multiplier)
-        total = torch.zeros((), device=self.world.device)
+        moment, batches = Moment(self.steps_done, progress, multiplier), self._next_batches()
         with ExitStack() as bent:
             for part in self.qat:
                 bent.enter_context(part.bent(moment))
-            for _ in range(self.micro_steps):
-                x_BT, y_BT = self.batches.next()
-                with attention_backends(self.world.device):
-                    loss = self.loss(x_BT, y_BT, phase) / self.micro_steps
-                    loss.backward()
-                total += loss.detach()
+            if phase in self.recorded:
+                loss = self.recorded[phase].replay(batches)
+            else:
+                loss = self._accumulate(batches, phase)
         norm = self.optimizer.step(moment)
         for average in self.averages:
             average.after_step(moment)
         self.steps_done += 1
-        return total, norm
+        return loss, norm
+
+    def _next_batches(self):
+        """A step's micro-batches of this rank."""
+        return [self.batches.next() for _ in range(self.micro_steps)]
+
+    def _accumulate(self, batches, phase):
+        """Adds the gradients of the micro-batches' mean loss to the parameters; returns that loss."""
+        total = torch.zeros((), device=self.world.device)
+        for x_BT, y_BT in batches:
+            with attention_backends(self.world.device):
+                loss = self.loss(x_BT, y_BT, phase) / self.micro_steps
+                loss.backward()
+            total += loss.detach()
+        return total
+
+    def record(self):
+        """Where the machine records: makes the passes of all phases graphs that later steps replay. Steps must have compiled
+        them before."""
+        if not self.machine.recorded:
+            return
+        pool, parameters = torch.cuda.graph_pool_handle(), list(self.model.parameters())
+        for phase in range(len(self.model.orders)):
+            compute = partial(self._accumulate, phase=phase)
+            self.recorded[phase] = GradientGraph(compute, self._next_batches(), parameters, pool)
 
     def warm_up(self):
-        """Compiles every phase by real steps, then begins again: parameters as before, all else anew, so that nothing of the
-        warm-up survives (the public banks kept its momentum)."""
+        """Compiles every phase by real steps and records it, then begins again: parameters as before, all else anew, so that
+        nothing of the warm-up survives (the public banks kept its momentum)."""
         if not self.machine.compiled or not self.recipe.train.warmup_steps:
             return
         before = {name: parameter.detach().clone() for name, parameter in self.model.named_parameters()}
         for phase in range(len(self.model.orders)):
             for _ in range(self.recipe.train.warmup_steps):
                 self.step(0.0, 1.0, phase)
+        self.record()
         put_weights(self.model, before)
         self.batches.close()
         self._begin(training_batches(self.recipe, self.dataset, self.world))
