@@ -63,7 +63,7 @@ def check(qkv_BTN, grads, transform, function=fast_heads, tolerance=TOLERANCE):
     fast = results(function, qkv_BTN, grads, transform)
     wide = HeadTransform(*(part.double() if torch.is_tensor(part) else part for part in fields(transform)))
     exact = results(reference_shape_heads, qkv_BTN.double(), [grad.double() for grad in grads], wide)
-    assert all(part.is_contiguous() and part.dtype == qkv_BTN.dtype for part in fast[:4])
+    assert all(part.dtype == qkv_BTN.dtype for part in fast[:4]) and all(fast[part].is_contiguous() for part in (0, 1, 3))
     for one, other in zip(fast[:4], exact[:4], strict=True):
         torch.testing.assert_close(one.double(), other, **tolerance[qkv_BTN.dtype])
     for one, other in zip(fast[4:], exact[4:], strict=True):  # summed over all positions in float32
@@ -97,7 +97,7 @@ def test_each_part_may_be_absent(poisoned, norm, dims, gain):
     check(*operands(2, 35, 4, 2, 16, torch.bfloat16), transform_of(35, 4, dims, norm, gain))
 
 
-def test_values_are_copied_to_the_bit_and_gains_of_zero_have_gradients(poisoned):
+def test_values_stay_as_they_lie_and_gains_of_zero_have_gradients(poisoned):
     qkv_BTN, grads = operands(2, 5, 4, 2, 16, torch.bfloat16)
     transform = transform_of(5, 4, 8)
     transform.gain_H[:2] = 0
@@ -228,7 +228,7 @@ AHEAD = """
 from fairway.kernels.heads_triton import shape_heads_backward_kernel, shape_heads_kernel
 from optim.ahead import compiled, narrow_loads
 
-types = dict.fromkeys(("qkv", "q", "k", "v", "dq", "dk", "dv", "d_qkv"), "*bf16")
+types = dict.fromkeys(("qkv", "q", "k", "dq", "dk", "dv", "d_qkv"), "*bf16")
 types |= dict.fromkeys(("gain", "cos", "sin", "d_gain"), "*fp32")
 for kernel in (shape_heads_kernel, shape_heads_backward_kernel):
     for frequencies, card in ((8, 80), (8, 90), (32, 90)):

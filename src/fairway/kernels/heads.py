@@ -55,7 +55,7 @@ def reference_shape_heads(qkv_BTN, heads, kv_heads, transform):
 
 
 def shape_heads(qkv_BTN, heads, kv_heads, transform):
-    """The same, all three contiguous where it is fast: bfloat16 where Triton runs, with a head width that is a power of two
+    """The same, q and k contiguous where it is fast: bfloat16 where Triton runs, with a head width that is a power of two
     from 16. One kernel each way, which computes in float32 and rounds once."""
     width = qkv_BTN.shape[-1] // (heads + 2 * kv_heads)
     if qkv_BTN.dtype == torch.bfloat16 and fits_head_tile(width) and runs_triton(qkv_BTN.device):
@@ -71,7 +71,9 @@ class ShapedHeads(torch.autograd.Function):
     def forward(ctx, qkv_BTN, gain_H, cos_TF, sin_TF, heads, kv_heads, norm):
         ctx.save_for_backward(qkv_BTN, gain_H, cos_TF, sin_TF)
         ctx.norm = norm
-        return shape_heads_forward(qkv_BTN, gain_H, cos_TF, sin_TF, heads, kv_heads, norm)
+        # Attention reads values where they lie.
+        v_BTGK = qkv_BTN.unflatten(-1, (heads + 2 * kv_heads, -1))[:, :, heads + kv_heads :]
+        return *shape_heads_forward(qkv_BTN, gain_H, cos_TF, sin_TF, heads, kv_heads, norm), v_BTGK
 
     @staticmethod
     def backward(ctx, dq_BTHK, dk_BTGK, dv_BTGK):
@@ -83,28 +85,27 @@ class ShapedHeads(torch.autograd.Function):
 @torch.library.custom_op(
     "fairway::shape_heads_forward",
     mutates_args=(),
-    schema="(Tensor qkv, Tensor? gain, Tensor? cos, Tensor? sin, int heads, int kv_heads, bool norm)"
-    " -> (Tensor, Tensor, Tensor)",
+    schema="(Tensor qkv, Tensor? gain, Tensor? cos, Tensor? sin, int heads, int kv_heads, bool norm) -> (Tensor, Tensor)",
 )
 def shape_heads_forward(qkv_BTN, gain_H, cos_TF, sin_TF, heads, kv_heads, norm):
-    """q [B, T, H, K], k and v [B, T, G, K], contiguous."""
+    """q [B, T, H, K] and k [B, T, G, K], contiguous."""
     qkv_BTN = qkv_BTN.contiguous()
-    q_BTHK, k_BTGK, v_BTGK = shape_heads_shapes(qkv_BTN, gain_H, cos_TF, sin_TF, heads, kv_heads, norm)
+    q_BTHK, k_BTGK = shape_heads_shapes(qkv_BTN, gain_H, cos_TF, sin_TF, heads, kv_heads, norm)
     (B, T, _), K = qkv_BTN.shape, q_BTHK.shape[-1]
     F, block = _frequencies(cos_TF, T), rows_of_tile(K)
     vectors = _contiguous(gain_H, cos_TF, sin_TF)
-    triton_kernel(shape_heads_kernel)[(B * -(-T // block) * (heads + 2 * kv_heads),)](
-        qkv_BTN, *vectors, q_BTHK, k_BTGK, v_BTGK, T,
+    triton_kernel(shape_heads_kernel)[(B * -(-T // block) * (heads + kv_heads),)](
+        qkv_BTN, *vectors, q_BTHK, k_BTGK, T,
         heads, kv_heads, K, F, norm, gain_H is not None, RMS_EPSILON, block, num_warps=4,
     )  # fmt: skip
-    return q_BTHK, k_BTGK, v_BTGK
+    return q_BTHK, k_BTGK
 
 
 @shape_heads_forward.register_fake
 def shape_heads_shapes(qkv_BTN, gain_H, cos_TF, sin_TF, heads, kv_heads, norm):
     """Its results, unfilled."""
     (B, T, N), groups = qkv_BTN.shape, heads + 2 * kv_heads
-    return tuple(qkv_BTN.new_empty(B, T, some, N // groups) for some in (heads, kv_heads, kv_heads))
+    return tuple(qkv_BTN.new_empty(B, T, some, N // groups) for some in (heads, kv_heads))
 
 
 @torch.library.custom_op(

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 
 def shape_heads_kernel(
-    qkv, gain, cos, sin, q, k, v, T,
+    qkv, gain, cos, sin, q, k, T,
     H: tl.constexpr, G: tl.constexpr, K: tl.constexpr, F: tl.constexpr,
     NORM: tl.constexpr, GAIN: tl.constexpr, EPSILON: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    head, block = tl.program_id(0) % (H + 2 * G), tl.program_id(0) // (H + 2 * G)
+    head, block = tl.program_id(0) % (H + G), tl.program_id(0) // (H + G)
     blocks = tl.cdiv(T, BN)
     time = block % blocks * BN + tl.arange(0, BN)
     channel = tl.arange(0, K)[None, :]
@@ -20,24 +20,21 @@ def shape_heads_kernel(
     start = (block // blocks).to(tl.int64) * T
     from_x = qkv + (start * (H + 2 * G) + head) * K + (time * ((H + 2 * G) * K))[:, None]
     out_NK = tl.load(from_x + channel, mask=here, other=0.0).to(tl.float32)
-    if head < H + G:
-        scale = tl.full((BN,), 1.0, tl.float32)
-        if GAIN:
-            scale *= tl.load(gain + head, mask=head < H, other=1.0).to(tl.float32)
-        if NORM:
-            scale *= tl.rsqrt(tl.sum(out_NK * out_NK, 1) * (1.0 / K) + EPSILON)
-        if F > 0:
-            turns = here & (channel < 2 * F)
-            angle = (time * F)[:, None] + channel % F
-            partner = tl.where(channel < F, channel + F, channel - F)
-            cos_NK = tl.load(cos + angle, mask=turns, other=1.0)
-            sin_NK = tl.load(sin + angle, mask=turns, other=0.0)
-            partner_NK = tl.load(from_x + partner, mask=turns, other=0.0).to(tl.float32)
-            out_NK = out_NK * cos_NK + partner_NK * tl.where(channel < F, sin_NK, -sin_NK)
-        out_NK *= scale[:, None]
-    out = tl.where(head < H, q, tl.where(head < H + G, k, v))
-    heads = tl.where(head < H, H, G)
-    place = tl.where(head < H, head, (head - H) % G)
+    scale = tl.full((BN,), 1.0, tl.float32)
+    if GAIN:
+        scale *= tl.load(gain + head, mask=head < H, other=1.0).to(tl.float32)
+    if NORM:
+        scale *= tl.rsqrt(tl.sum(out_NK * out_NK, 1) * (1.0 / K) + EPSILON)
+    if F > 0:
+        turns = here & (channel < 2 * F)
+        angle = (time * F)[:, None] + channel % F
+        partner = tl.where(channel < F, channel + F, channel - F)
+        cos_NK = tl.load(cos + angle, mask=turns, other=1.0)
+        sin_NK = tl.load(sin + angle, mask=turns, other=0.0)
+        partner_NK = tl.load(from_x + partner, mask=turns, other=0.0).to(tl.float32)
+        out_NK = out_NK * cos_NK + partner_NK * tl.where(channel < F, sin_NK, -sin_NK)
+    out_NK *= scale[:, None]
+    out, heads, place = tl.where(head < H, q, k), tl.where(head < H, H, G), tl.where(head < H, head, head - H)
     to_out = out + (start * heads + place) * K + (time * (heads * K))[:, None] + channel
     tl.store(to_out, out_NK.to(out.dtype.element_ty), mask=here)
 
