@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from conformance.table import BASE, random_ids, randomise
-from fairway.kernels.blend import taken
 from fairway.model.context import Carry, Initialiser, ModelContext
 from fairway.model.head import FinalNorm, Softcap
 from fairway.model.inputs import EngramLite, TokenEmbedding
@@ -78,10 +77,10 @@ def test_loops_that_make_no_sense_are_refused(fields, said):
 def test_a_lerp_skip_blends_the_weighted_skip_and_the_stream():
     module = LerpSkip().build(context(PLAIN, THRICE))
     skip_BTD, x_BTD = normal(1, 2, 8), normal(1, 2, 8, seed=1)
-    torch.testing.assert_close(taken(module(skip_BTD, x_BTD, step=3, carry=None)), (skip_BTD + x_BTD) / 2)
+    torch.testing.assert_close(module(skip_BTD, x_BTD, step=3, carry=None), (skip_BTD + x_BTD) / 2)
     assert {leaf.name: leaf.shape for leaf, _ in leaf_views(module)} == {"skip.weight": (8, 8), "skip.gate": (8, 8)}
     w = float64_weights(randomise(module))
-    got_BTD, skip, x = taken(module(skip_BTD, x_BTD, step=3, carry=None)), skip_BTD.double().numpy(), x_BTD.double().numpy()
+    got_BTD, skip, x = module(skip_BTD, x_BTD, step=3, carry=None), skip_BTD.double().numpy(), x_BTD.double().numpy()
     s, g = w["skip.weight"][3] * skip, 1 / (1 + np.exp(-w["skip.gate"][3]))
     assert np.abs(got_BTD.detach().double().numpy() - (s + g * (x - s))).max() < 1e-6
 

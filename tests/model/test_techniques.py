@@ -7,7 +7,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairway.kernels.blend import taken
 from fairway.model.context import Carry, Initialiser, ModelContext
 from fairway.model.head import Softcap
 from fairway.model.inputs import BigramHash, TokenEmbedding
@@ -175,11 +174,11 @@ def test_qk_norm_norms_each_head_of_queries_and_keys():
 def test_the_residual_mix_blends_in_the_first_stream():
     module, carry = build(ResidualMix()), Carry(None, torch.float32)
     carry.x0_BTD, x_BTD = normal(2, 3, 8), normal(2, 3, 8, seed=1)
-    assert torch.equal(taken(module.enter(x_BTD, 1, carry)), x_BTD)
+    assert torch.equal(module.enter(x_BTD, 1, carry), x_BTD)
     with torch.no_grad():
         module.mix_L2D.copy_(normal(3, 2, 8))
     exact = module.mix_L2D[1, 0] * x_BTD + module.mix_L2D[1, 1] * carry.x0_BTD
-    torch.testing.assert_close(taken(module.enter(x_BTD, 1, carry)), exact, rtol=0, atol=0)
+    torch.testing.assert_close(module.enter(x_BTD, 1, carry), exact, rtol=0, atol=0)
     assert [view.shape for _, view in leaf_views(module)] == [(2, 8)] * 3
 
 

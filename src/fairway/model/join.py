@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import torch
 
-from ..kernels.blend import taken
 from ..problem import Problem
 from ..sites import JoinSite
 from .roles import Part
@@ -14,7 +13,7 @@ class JoinModule(Part):
     """A join maps the stream through one block; `block` offers enter(x, layer), attend(u, layer), feed(u, layer)."""
 
     def skip(self, x, connect):
-        """Lets an encoder output in: `connect` maps x_BTD to x_BTD, or to a Blend, which `block.enter` takes."""
+        """Lets an encoder output in: `connect` maps x_BTD to x_BTD."""
         return connect(x)
 
     def leave(self, x):
@@ -117,7 +116,7 @@ class TwoLaneModule(JoinModule):
     def forward(self, x, block, layer):
         if layer < self.first:
             return one_after_the_other(x, block, layer)
-        lane0, lane1 = x if isinstance(x, tuple) else (taken(x),) * 2
+        lane0, lane1 = x if isinstance(x, tuple) else (x, x)
         u = block.enter(lane0, layer)
         return u + block.attend(u, layer), lane1 + block.feed(lane1, layer)
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 
-from ..kernels.blend import begin_blend
 from ..problem import Problem
 from ..sites import PlanSite, SkipSite
 from .roles import Part
@@ -145,4 +144,5 @@ class LerpSkipModule(Part):
     def forward(self, skip_BTD, x_BTD, step, carry):
         # Two vectors first: each gradient is then one sum over positions of what is kept anyway.
         gate_D = torch.sigmoid(self.gate_SD[step])
-        return begin_blend(x_BTD, gate_D).plus(skip_BTD, (1 - gate_D) * self.weight_SD[step])
+        back_D = ((1 - gate_D) * self.weight_SD[step]).to(x_BTD.dtype)
+        return gate_D.to(x_BTD.dtype) * x_BTD + back_D * skip_BTD

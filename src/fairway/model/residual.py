@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 
-from ..kernels.blend import begin_blend
 from ..problem import Problem
 from ..sites import ResidualSite
 from .roles import Part
@@ -17,10 +16,8 @@ from .roles import Part
 class ResidualPart(Part):
     """Where a residual technique may act; each method is the identity unless overridden."""
 
-    takes_blends = False
-
     def enter(self, x_BTD, layer, carry):
-        """On the stream, before the block. May give a Blend; gets one, if one was begun, where `takes_blends`."""
+        """On the stream, before the block."""
         return x_BTD
 
     def normed(self, n_BTD, layer, carry):
@@ -53,16 +50,14 @@ class ResidualMix(ResidualSite):
 
 
 class ResidualMixModule(ResidualPart):
-    takes_blends = True
-
     def __init__(self, context):
         super().__init__()
         mix_L2D = torch.stack((torch.ones(context.layers, context.width), torch.zeros(context.layers, context.width)), 1)
         self.own_per_layer("mix_L2D", "residual_mix", mix_L2D)
 
     def enter(self, x_BTD, layer, carry):
-        keep_D, back_D = self.mix_L2D[layer]
-        return begin_blend(x_BTD, keep_D).plus(carry.x0_BTD, back_D)
+        keep_D, back_D = self.mix_L2D[layer].to(x_BTD.dtype)
+        return keep_D * x_BTD + back_D * carry.x0_BTD
 
 
 @dataclass(frozen=True)

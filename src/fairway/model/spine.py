@@ -10,7 +10,6 @@ from functools import partial
 import torch
 from torch import nn
 
-from ..kernels.blend import taken
 from ..kernels.norm import rms_norm
 from ..problem import Problem
 from ..sites import (
@@ -160,10 +159,10 @@ class Block:
         return x
 
     def enter(self, x_BTD, layer):
-        """The stream as the block takes it in; x_BTD may be the Blend that a skip began."""
+        """The stream as the block takes it in."""
         for part in self.model.residual:
-            x_BTD = part.enter(x_BTD if part.takes_blends else taken(x_BTD), layer, self.carry)
-        return taken(x_BTD)
+            x_BTD = part.enter(x_BTD, layer, self.carry)
+        return x_BTD
 
     def attend(self, u_BTD, layer):
         """Attention's delta."""
