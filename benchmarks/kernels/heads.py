@@ -10,7 +10,7 @@ HEADS, KV_HEADS, WIDTH, FREQUENCIES, ROW = 8, 4, 64, 8, 2048
 def case(device, tokens=98_304):
     """What to time: the reference compiled, the fast version, and the least that must be moved (bytes) and done (flops).
 
-    Bytes: qkv read and its heads written; their gradients and qkv read, its gradient written.
+    Bytes: queries and keys read and written; all gradients, queries and keys read, the joint gradient written.
     """
     row = min(ROW, tokens)
     shape, counts = (tokens // row, row), (HEADS, KV_HEADS, KV_HEADS)
@@ -32,6 +32,6 @@ def case(device, tokens=98_304):
         "name": "heads",
         "reference": reference,
         "fast": fast,
-        "bytes": 5 * 2 * shape[0] * row * channels,
+        "bytes": 2 * shape[0] * row * WIDTH * (3 * (HEADS + KV_HEADS) + 2 * sum(counts)),
         "flops": 20 * shape[0] * row * (HEADS + KV_HEADS) * WIDTH,
     }

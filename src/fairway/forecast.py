@@ -153,7 +153,7 @@ def forecast_memory(recipe, model, ranks):
             moments += group.moments * (parameter.numel() if id(parameter) in replicated else _shard(parameter, ranks))
     floats = {
         "parameters": parameters,
-        "gradients": parameters,
+        "gradients": parameters * len(model.orders),  # of each phase's recorded passes
         "optimiser": moments,
         "averages": parameters * sum(average.copies for average in recipe.average),
         "qat": sum(node.build(model, recipe.quantize).floats for node in recipe.qat),

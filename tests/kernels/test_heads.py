@@ -102,6 +102,7 @@ def test_values_stay_as_they_lie_and_gains_of_zero_have_gradients(poisoned):
     transform = transform_of(5, 4, 8)
     transform.gain_H[:2] = 0
     _, _, v_BTGK, d_qkv_BTN, d_gain_H = results(fast_heads, qkv_BTN, grads, transform)
+    assert fast_heads(qkv_BTN, 4, 2, transform)[2].data_ptr() == qkv_BTN[..., -32:].data_ptr()
     assert v_BTGK.flatten(2).equal(qkv_BTN[..., -32:]) and d_qkv_BTN[..., -32:].equal(grads[2].flatten(2))
     assert d_qkv_BTN[..., :32].count_nonzero() == 0 and d_gain_H.count_nonzero() == 4
     check(qkv_BTN, grads, transform)

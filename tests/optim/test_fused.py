@@ -137,8 +137,8 @@ def test_shards_of_one_wide_shape_are_one_batch_and_travel_as_they_are_while_the
     assert norms == pytest.approx(same, rel=1e-6)
     for name in alone:
         torch.testing.assert_close(momentum[name], kept[name], rtol=1e-6, atol=1e-9)
-        # bfloat16's own noise: products of batches of other sizes are summed in another order (0.013 for 6 x 10 on an H200).
-        assert apart(changes[name], alone[name]) < 2.5e-2, name
+        # bfloat16's noise: a card sums products of batches of other sizes in another order (0.013 for 6 x 10 on an H200).
+        assert apart(changes[name], alone[name]) < (1e-2 if DEVICE.type == "cpu" else 2.5e-2), name
 
 
 @pytest.mark.parametrize("node", [Quintic(), PolarExpress(), Turbo()], ids=repr)

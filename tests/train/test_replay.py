@@ -8,6 +8,7 @@ import torch
 from fairway.data.dataset import open_dataset
 from fairway.kernels.capability import capability
 from fairway.node import override
+from fairway.problem import DoesNotHold
 from fairway.recipes.pr1523 import pr1523
 from fairway.train import trainer as trainer_file
 from fairway.train.dist import World
@@ -114,8 +115,15 @@ def test_a_cards_graphs_give_the_gradients_of_launched_passes_for_other_batches(
         return [loss.reshape(1), *gradients]
 
     batches = [trainer._next_batches() for _ in range(6)]
-    launched = [taken(trainer._accumulate(pair, number % 2)) for number, pair in enumerate(batches)]
+    first = taken(trainer._accumulate(batches[0], 0))
+    taken(trainer._accumulate(batches[0], 1))
     trainer.record()
+    # Weights of another moment than that of recording.
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    launched = [taken(trainer._accumulate(pair, number % 2)) for number, pair in enumerate(batches)]
+    assert abs(launched[0][0] - first[0]) > 1e-3
     for number, pair in enumerate(batches):
         replayed = taken(trainer.recorded[number % 2].replay(pair))
         assert len(replayed) == len(launched[number])
@@ -124,3 +132,6 @@ def test_a_cards_graphs_give_the_gradients_of_launched_passes_for_other_batches(
     assert not torch.equal(launched[0][0], launched[2][0]), "batches differ"
     trainer.step(0.0, 1.0, 1)
     assert all(parameter.grad is None for parameter in parameters)
+    parameters[0].data = parameters[0].data.clone()
+    with pytest.raises(DoesNotHold, match="was replaced"):
+        trainer.step(0.0, 1.0, 1)

@@ -159,7 +159,7 @@ def time_block(found, trainer, phase, steps, interrupt):
 
 def time_parts(found, trainer, phase, steps, interrupt):
     """Puts into `found` the median forward, backward and update of `steps` steps that were queued back to back and not yet
-    recorded, kernel by kernel; and the memory that they took, which allocators do not see of recorded ones."""
+    recorded, kernel by kernel; and the memory that their tensors took."""
     device = trainer.world.device
     lead = LEAD_STEPS[device.type]
     if device.type == "cuda":

@@ -83,8 +83,9 @@ def print_bench(result):
         title += f"\nwith {first['changes']}"
     names = [f"phase {row['phase']}, {count} blocks" for row, count in zip(rows, result["visits"], strict=True)]
     print_table(title, ("", *names), bench_cells(result))
-    print(f"\nmedian of {first['n']} times {first['steps']} steps queued back to back (smallest to largest); parts apart,")
-    print(f"of the first rank; text: {'random tokens' if first['data'] == 'synthetic' else first['data']}")
+    print(f"\nmedian of {first['n']} times {first['steps']} steps queued back to back (smallest to largest); parts, memory")
+    text = "random tokens" if first["data"] == "synthetic" else first["data"]
+    print(f"apart, of steps launched kernel by kernel, on the first rank; text: {text}")
     print(f"floor: products and attention at {result['product_tflops']:.3g} TFLOP/s, which one product of", end=" ")
     print(f"{result['product_size']} x {result['product_size']} matrices reaches here; no bytes, no optimiser")
     for row, name in zip(rows, names, strict=True):

@@ -17,10 +17,10 @@ class Capability:
     activations: torch.dtype
     products: torch.dtype
     compiled: bool
-    recorded: bool = False
+    recorded: bool
 
 
-TILE_MEMORY = 117_000  # bytes of shared memory that a program of kernels/mlp_triton.py takes
+TILE_MEMORY = 117_000  # bytes of shared memory that a program of kernels/mlp_triton.py takes at most
 # Dense bfloat16 with float32 sums, by a part of the card's name.
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
 
@@ -35,7 +35,7 @@ def capability(device):
         half = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
         compiled = find_spec("triton") is not None  # which compiled code on cards is made of
         return Capability(device, half, half, compiled, recorded=compiled)
-    return Capability(device, torch.float32, torch.float32, False)
+    return Capability(device, torch.float32, torch.float32, compiled=False, recorded=False)
 
 
 @torch.compiler.assume_constant_result
@@ -55,7 +55,7 @@ def copies_tiles(device):
 
 
 def multiprocessors(device):
-    """How many of them a CUDA card has: programs that stay take one each. Few elsewhere, where they run in turns."""
+    """How many of them a CUDA card has: programs that stay share them out. Few elsewhere, where they run in turns."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
 
 

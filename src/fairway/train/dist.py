@@ -45,7 +45,7 @@ class World:
         """Starts averaging over the ranks, each keeping its part of dimension 0. Returns the part and a handle."""
         part = torch.empty_like(whole_PRC[: whole_PRC.shape[0] // self.size])
         reduce_scatter = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)  # the name since torch 2.13
-        if self.device.type == "cuda":
+        if self.device.type == "cuda":  # as above
             return part, reduce_scatter(part, whole_PRC.contiguous(), op=dist.ReduceOp.AVG, async_op=True)
         return part, reduce_scatter(part, whole_PRC.div(self.size).contiguous(), async_op=True)
 

@@ -55,7 +55,9 @@ def run_steps(trainer, metrics, keeper=None, tell=None):
 def finish_training(folder, trainer):
     """Puts the first average into the model and writes it: float32 tensors by canonical name. Ends the recorded steps, whose
     memory is for whoever comes next."""
-    trainer.recorded.clear()
+    if trainer.recorded:
+        trainer.recorded.clear()
+        torch.cuda.empty_cache()
     for average in trainer.averages[:1]:
         put_weights(trainer.model, average.tensors())
     if trainer.world.rank == 0:

@@ -2,6 +2,8 @@
 
 import torch
 
+from ..problem import DoesNotHold
+
 
 class GradientGraph:
     """What `compute(batches)` does to the gradients of `parameters`, recorded once, to be replayed for other batches.
@@ -18,17 +20,23 @@ class GradientGraph:
         # The default mode would let what other threads do meanwhile (batches are prepared, NCCL is watched) end it.
         with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
             self.found = compute(self.batches)
+        self.places = self._places()
         # Made by the recorded passes, so replays write these and add to nothing. Kept, or the pool would use their place.
         self.gradients = [parameter.grad for parameter in parameters]
         self._put([None] * len(parameters))
 
     def replay(self, batches):
         """Queues the passes for these batches; leaves the gradients in the parameters and returns what `compute` did."""
+        if self._places() != self.places:
+            raise DoesNotHold("a parameter was replaced since the passes were recorded; write its values in place")
         for own, given in zip(self.batches, batches, strict=True):
             torch._foreach_copy_(own, given)
         self.graph.replay()
         self._put(self.gradients)
         return self.found.clone()
+
+    def _places(self):
+        return [parameter.data_ptr() for parameter in self.parameters]
 
     def _put(self, gradients):
         for parameter, gradient in zip(self.parameters, gradients, strict=True):

@@ -12,7 +12,8 @@ class Training(TrainingSite):
     """`batch_tokens` a step, in micro-batches of `micro_tokens` a rank; gradients of micro-batches are averaged.
 
     `warmup_steps` real steps a plan phase run before the clock starts, to compile; then all state is restored.
-    On a CPU nothing is compiled and there is no warm-up.
+    On a GPU the passes are recorded then; with 0 they compile as they come and are launched. On a CPU nothing is compiled
+    and there is no warm-up.
     """
 
     schedule: ScheduleSite

@@ -18,7 +18,7 @@ from .replay import GradientGraph
 
 
 class Trainer:
-    """Everything that a step changes, and nothing else. Raises Problem, before anything heavy, for what cannot train.
+    """Everything that a step changes, and its recorded passes. Raises Problem, before anything heavy, for what cannot train.
 
     `note` is the Prefetcher's: what is to be known of the loader at each batch.
     """
@@ -77,13 +77,20 @@ class Trainer:
 
     def record(self):
         """Where the machine records: makes the passes of all phases graphs that later steps replay. Steps must have compiled
-        them before."""
+        them before. The last phase first: it is the largest, and the others fit into its memory."""
         if not self.machine.recorded:
             return
         pool, parameters = torch.cuda.graph_pool_handle(), list(self.model.parameters())
-        for phase in range(len(self.model.orders)):
+        for phase in reversed(range(len(self.model.orders))):
             compute = partial(self._accumulate, phase=phase)
-            self.recorded[phase] = GradientGraph(compute, self._next_batches(), parameters, pool)
+            try:
+                self.recorded[phase] = GradientGraph(compute, self._next_batches(), parameters, pool)
+            except torch.AcceleratorError as error:
+                reason = str(error).partition("\n")[0]
+                raise Problem(
+                    f"the passes of phase {phase} could not be recorded ({reason}); lower"
+                    f" train.micro_tokens={self.recipe.train.micro_tokens} if the memory is short"
+                ) from error
 
     def warm_up(self):
         """Compiles every phase by real steps and records it, then begins again: parameters as before, all else anew, so that
