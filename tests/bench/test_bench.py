@@ -203,6 +203,6 @@ def test_a_last_line_without_an_end_gets_one(tmp_path):
 def test_a_gpu_is_measured_by_its_own_clock(tmp_path):
     for row in bench(tmp_path / "results.csv")["rows"]:
         assert row["host_ms"] > 0 and row["memory_gib"] >= 0 and row["compile_s"] > 0
-        # Parts are launched kernel by kernel, which takes many times as long where a step is as small as this one.
+        # Parts are of launched steps, which take longer than recorded ones where a step is as small as this one.
         parts = row["forward_ms"], row["backward_ms"], row["optimiser_ms"]
         assert min(parts) > 0 and sum(parts) > row["step_min"] / 3
